@@ -58,6 +58,7 @@ def as_json(plan: Plan, spec: ModelSpec) -> dict[str, Any]:
                 "decode": _rows(linear.decode),
                 "prefill": _rows(linear.prefill),
                 **({"divided": "columns"} if linear.by_columns else {}),
+                **({"kv_heads": linear.heads} if linear.heads else {}),
             }
             for linear in plan.linears
         ],

@@ -113,7 +113,7 @@ class NativeLayer:
         self.turned = parts.turned or parts.dim
         self.factor = parts.factor
         self.sizes = parts.weights[0].shape[1], self.heads, self.kv_heads, parts.dim, self.turned
-        self._held = parts  # keeps alive what the fields point to
+        self.parts = parts  # also keeps alive what the fields point to
         self._fields = _fields(parts, self.heads, self.kv_heads)
         self.address = ctypes.addressof(self._fields)
         self._widths = [self.heads * parts.dim, self.kv_heads * parts.dim, self.kv_heads * parts.dim]

@@ -3,6 +3,7 @@
     attend -> few rows on the CPU           -> our compiled kernel, which reads each key and value once
            -> the same, compressed (MLA)    -> the same over the latents, between products with each head's weights
            -> many rows on the CPU          -> our compiled kernel for prompts, if each row sees adjacent keys
+           -> divided by heads              -> each part where its keys and values lie
            -> soft caps or sinks elsewhere  -> plain torch, some query rows at a time
            -> all else                      -> scaled_dot_product_attention
 
@@ -11,7 +12,7 @@ Independent of models: `register` puts it under a name that a model's config can
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -24,6 +25,7 @@ from core.kernels.native_latent import LEAST_LATENTS
 from core.kernels.native_library import FEW_ROWS, AttentionCall, NativeLibrary, native
 from core.kernels.packed_states import Stored, as_stored
 from core.kernels.packed_width import PACKED
+from core.layers.kv_heads import DividedStates
 from core.layers.latents import Latents, LatentStates
 from core.startup.torch_stubs import bare_torch
 
@@ -51,8 +53,8 @@ def register() -> str:
 def attend(
     module: nn.Module,
     query: Tensor,
-    key: Tensor,
-    value: Tensor,
+    key: Any,
+    value: Any,
     attention_mask: Tensor | None,
     dropout: float = 0.0,
     scaling: float | None = None,
@@ -60,7 +62,7 @@ def attend(
     s_aux: Tensor | None = None,
     **kwargs: Any,
 ) -> tuple[Tensor, None]:
-    """query (B, H, S, D), key and value (B, KVH, T, D), floats or packed -> ((B, S, H, D), None).
+    """query (B, H, S, D), key and value (B, KVH, T, D), in any form that caches return -> ((B, S, H, D), None).
 
     The mask is as made by `sdpa_mask`: (B, 1, S, T), True where a key is seen, None = causal where S > 1. `softcap`
     bounds scores by tanh; `s_aux` (H,) is the logit of a key without value ("sink") for each head.
@@ -70,9 +72,10 @@ def attend(
         if plain and latents_suit(latents, query, attention_mask):
             return attend_latents(latents, query, attention_mask, scaling), None
         key, value = latents.expanded
+    if isinstance(key, DividedStates):
+        return _attend_by_heads(module, query, key, value, attention_mask, (dropout, scaling, softcap, s_aux), kwargs)
     keys, values = as_stored(key), as_stored(value)
-    home = keys.rows.device
-    if home != query.device:
+    if (home := keys.rows.device) != query.device:
         # This layer's KV cache lies elsewhere. Its states are far larger than the query, so the query is copied.
         mask, sinks = (None if one is None else one.to(home) for one in (attention_mask, s_aux))
         there, _ = attend(module, query.to(home), key, value, mask, dropout, scaling, softcap, sinks, **kwargs)
@@ -94,10 +97,21 @@ def attend(
     given = query, key, value, attention_mask, scale, softcap, s_aux
     found = None if library is None else attend_many(*given, causal=causal)
     if found is None:
-        plain_row = query.shape[2] == 1 and softcap is None and s_aux is None
-        hides = causal or plain_row or attention_mask is not None
+        hides = causal or attention_mask is not None or (query.shape[2] == 1 and softcap is None and s_aux is None)
         found = attend_prompt(*given) if hides else attend_prompt(*given[:3], _all_seen(query, key), *given[4:])
     return found, None
+
+
+def _attend_by_heads(
+    module: nn.Module, query: Tensor, key: DividedStates, value: DividedStates, mask: Tensor | None,
+    scaling: Sequence[Any], options: Mapping[str, Any],
+) -> tuple[Tensor, None]:  # fmt: skip
+    """Compute `attend` of states divided by heads, all of which are plain; the device has its work before the CPU."""
+    border, home = query.shape[1] // key.shape[1] * key.there.shape[1], key.here.device
+    own_query, own_mask = query[:, border:].to(home), None if mask is None else mask.to(home)
+    first, _ = attend(module, query[:, :border], key.there, value.there, mask, *scaling, **options)
+    rest, _ = attend(module, own_query, key.here, value.here, own_mask, *scaling, **options)
+    return torch.cat((first, rest.to(query.device)), 2), None
 
 
 def _is_causal(module: nn.Module, options: Mapping[str, Any]) -> bool:

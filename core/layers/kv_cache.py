@@ -23,6 +23,7 @@ from transformers.cache_utils import (
     LinearAttentionLayer,
 )
 
+from core.layers.kv_heads import DividedStates, less_on_device
 from core.layers.kv_layers import Allocate, PreallocatedLayer, SlidingLayer, on_host
 from core.layers.kv_packed import PackedLayer, PackedSlidingLayer
 from core.layers.recurrent_cache import RecurrentAndAttentionLayer, RecurrentLayer, Snapshots
@@ -87,6 +88,11 @@ class KVCache(Cache):  # type: ignore[misc]
             if isinstance(layer, PreallocatedLayer):
                 layer.move(allocate.get(number, on_host))
                 layer.home = home
+
+    def retreat(self, allocate: Mapping[int, Allocate], home: torch.device | None = None) -> None:
+        """Move what `allocate` leaves less of on a device, and nothing to a device. Raises as `move` does."""
+        held = {number: self.layers[number].allocate for number in self.away & allocate.keys()}
+        self.move({number: less_on_device(now, allocate[number]) for number, now in held.items()}, home)
 
     def mark(self, *, briefly: bool = False) -> None:
         """Mark the current length, so that it can be restored; `briefly`: only until the next brief mark.
@@ -209,8 +215,8 @@ def is_stateless(layer: Any) -> bool:
     return type(layer).__name__ == "DummyLayer"
 
 
-def _tensors(layer: Any) -> list[Tensor]:
+def _tensors(layer: Any) -> list[Tensor | DividedStates]:
     values = list(layer.tensors) if isinstance(layer, PreallocatedLayer) else []
     for states in (getattr(layer, "conv_states", {}), getattr(layer, "recurrent_states", {})):
         values.extend(states.values())
-    return [value for value in values if isinstance(value, torch.Tensor)]
+    return [value for value in values if isinstance(value, torch.Tensor | DividedStates)]

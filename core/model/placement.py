@@ -28,9 +28,11 @@ from core.layers import (
     recurrent_layers,
 )
 from core.layers.cpu_layers import CpuLayers
+from core.layers.divided_attention import DividedAttentions
 from core.layers.expert_cache import ExpertUse
 from core.layers.fused_forward import LayerRun
 from core.layers.kv_cache import KVCache
+from core.layers.kv_heads import ByHeads
 from core.layers.kv_layers import Allocate
 from core.model.blueprint import decoder_layers
 from core.model.captures import Captures
@@ -128,10 +130,12 @@ class DevicePlacement:
         latent_layers.release(module)
         self.accelerator = accelerator
         self.plan = plan
+        self._module = module
         self._weights = weights
         self._kv_layers = kv_layers
         self._inputs = SharedInputs(accelerator)
         self._hosted = CpuLayers(layers, fused, accelerator, self._inputs)
+        self._attentions = DividedAttentions(accelerator, self._inputs, fused)
         self._uploads = Uploads(accelerator)
         self._parameters: Streaming | None = None
         self._schedules: list[list[Chunk]] = [[] for _ in BUCKET_TOKENS]
@@ -152,6 +156,7 @@ class DevicePlacement:
     def apply(self, plan: Plan) -> Iterator[float]:
         """Change to a plan: evict, then promote; yield the fraction done. Raises NotEnoughMemory, DeviceLost."""
         self.captures.drop()
+        self._attentions.use({})
         self._drop_ring()
         self.plan = plan = self._experts.by_whole_ones(plan)
         self._bucket = -1
@@ -168,6 +173,7 @@ class DevicePlacement:
         self._assign()
         self._schedules = [self._schedule(tokens) for tokens in BUCKET_TOKENS]
         self._hosted.use(set(plan.host_layers) - self.kv_places(plan).keys())
+        self._attentions.use(self._heads(plan))
         self.captures.use(plan)
 
     @property
@@ -198,6 +204,7 @@ class DevicePlacement:
         """Move results left on the host to the device, and release shared inputs."""
         self._inputs.forget()
         self._hosted.end_pass()
+        self._attentions.end_pass()
         self._experts.end_pass()
 
     def failures(self) -> AbstractContextManager[None]:
@@ -213,9 +220,11 @@ class DevicePlacement:
         return KVCache(config, plan.context, self.kv_places(plan), self.kv_home(config), plan.kv)
 
     def kv_places(self, plan: Plan) -> dict[int, Allocate]:
-        """Return the allocators of the KV cache layers that the plan places on the device."""
-        layers = zip(self._kv_layers, plan.kv_devices, strict=True)
-        return {layer.layer: self.accelerator.empty for layer, gpu in layers if gpu >= 0}
+        """Return the allocators of the KV cache layers that the plan places on the device, or some heads of them."""
+        layers, empty = zip(self._kv_layers, plan.kv_devices, strict=True), self.accelerator.empty
+        heads = {module.layer_idx: count for module, count in self._heads(plan).items()}
+        places = {number: ByHeads(empty, count) for number, count in heads.items()}
+        return {layer.layer: places.get(layer.layer, empty) for layer, gpu in layers if gpu >= 0}
 
     def kv_home(self, config: Any) -> torch.device | None:
         """Return the device on which a model with its own attention expects all states."""
@@ -226,6 +235,7 @@ class DevicePlacement:
         self.captures.drop()
         self._drop_ring()
         self._hosted.use(())
+        self._attentions.use({})
         self._rest.restore()
         self._experts.close()
         self._leave_linears()
@@ -247,6 +257,11 @@ class DevicePlacement:
     def _divided(self, plan: Plan) -> list[LinearPlan]:
         """Return the linears whose rows are divided: experts may be held whole instead."""
         return [linear for linear in plan.linears if linear.name not in self._experts.names]
+
+    def _heads(self, plan: Plan) -> dict[Any, int]:
+        """Return the attention modules that are divided by heads, with the number of KV heads on the device."""
+        linears = (linear for linear in plan.linears if linear.heads)
+        return {self._module.get_submodule(one.name.rpartition(".")[0]): one.heads for one in linears}
 
     def _make(self, weight: HostWeight, bias: Tensor | None) -> HeteroLinear:
         return HeteroLinear(weight, bias, self.accelerator, self._inputs)
@@ -319,7 +334,7 @@ class DevicePlacement:
         """Let divided linears with the same input be computed together with the first of them, and let those that
         follow such a group consume the two devices' parts of its output."""
         groups: dict[int, list[HeteroLinear]] = {}
-        feeding = {plan.after for plan in self.plan.linears if plan.by_columns}
+        feeding = {plan.after for plan in self.plan.linears if plan.by_columns and not plan.heads}
         for plan in self.plan.linears:
             roles = [Role(by_columns=plan.by_columns)] * len(self._linears[plan.name])
             if plan.group >= 0 and plan.resident < plan.rows and len(roles) == 1 and not plan.by_columns:

@@ -24,6 +24,7 @@ from core.layers.kv_cache import is_packable
 from core.layers.latent_attention import EXPANDING, sizes_of
 from core.layers.moe import fused_names
 from core.model.blueprint import cache_argument, cannot_run, context_limit, decoder_layers
+from core.model.heads import with_heads
 from core.model.language_half import text_config
 from core.model.pairs import PairTrace
 from core.model.sight import sight_bytes
@@ -43,7 +44,7 @@ STORED: dict[torch.dtype, Literal["bf16", "fp16", "fp32"]] = {
 def survey(module: Any, name: str = "") -> ModelSpec:
     """Return the specification of a causal language model on the meta device."""
     trace = _Trace(module)
-    linears = with_pairs(module, tuple(_linears(module, trace)))
+    linears = with_heads(module, with_pairs(module, tuple(_linears(module, trace))), trace.cache)
     embeddings = _embeddings(module)
     head = _head_name(module, linears)
     tied = bool(head) and any(module.get_submodule(head).weight is table for table in embeddings)

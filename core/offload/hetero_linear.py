@@ -219,13 +219,15 @@ class HeteroLinear(nn.Module):
 
     def _whole(self, x: Tensor) -> Tensor:
         """Compute (..., N) with all rows resident: the device's own linear, with minimal overhead."""
+        return self.resident_product(x, self.bias)
+
+    def resident_product(self, x: Tensor, bias: Tensor | None) -> Tensor:
+        """Return `x` (..., k) times the resident rows or columns plus bias (n,): (..., n), on the device."""
         resident, result, given = self.resident, list[Tensor](), self.inputs.on_device(x)
         assert resident is not None
-        self.accelerator.launch(
-            lambda: result.append(resident.linear(given, self.bias)), self.host.rows * self.host.row_bytes
-        )
+        self.accelerator.launch(lambda: result.append(resident.linear(given, bias)), resident.weight.nbytes)
         self.accelerator.settle()
-        return result[0].view(*x.shape[:-1], self.host.rows)
+        return result[0].view(*x.shape[:-1], resident.rows)
 
     def _divided(self, x: Tensor) -> Tensor | Halves:
         """Return the product with `x` (..., K); the first linear of a group also computes those of the others."""

@@ -56,6 +56,10 @@ class HostWeight:
         can."""
         return BatchedMatmul([weight._matmul for weight in weights], begins)
 
+    def after(self, row: int) -> HostWeight:
+        """Return the rows from `row` on as a weight of their own, which shares its memory."""
+        return HostWeight(ChosenMatmul(self.weight.rows(row, self.rows), self._matmul.by_bucket), self._dtype)
+
     def cut(self, begin: int, end: int) -> HostWeight:
         """Return columns [begin, end) as a weight, which is cached; little more than some scales is copied for it."""
         if (begin, end) not in self._cuts:

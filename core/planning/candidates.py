@@ -22,12 +22,28 @@ from core.planning.memory_budget import (
     weights_on_card,
 )
 from core.planning.row_split import STREAMING, best_streams, nothing_resident, resident_choices
-from core.spec import BUCKET_TOKENS, DECODE, FEW, PREFILL, Budget, Format, Gpu, Link, ModelSpec, Ring, Strategy, Times
+from core.spec import (
+    BUCKET_TOKENS,
+    DECODE,
+    FEW,
+    PREFILL,
+    Budget,
+    Format,
+    Gpu,
+    Link,
+    ModelSpec,
+    Ring,
+    Strategy,
+    Times,
+    row_bytes,
+)
 from core.units import GIB, MIB
 
 # The typical prompt and reply, in tokens, by which layouts are compared.
 TYPICAL_PROMPT, TYPICAL_REPLY = 512, 256
 KV_PARTS = (1.0, 0.5, 0.0)
+HEAD_PARTS = (0.25, 0.5, 0.75, 0.875)
+"""Shares of the KV heads that a card may have."""
 TIERS = ((512, 8 * MIB), (256, 2 * MIB), (32, MIB // 2))
 """Prefill chunk in tokens, and the largest staging buffer in bytes; the smaller ones are tried on small cards only."""
 BUFFERS, LEAST_BUFFER = 8, 2 * MIB
@@ -42,7 +58,8 @@ WORTH_PRICING = 1.5
 
 @dataclass(frozen=True)
 class Candidate:
-    """A layout. `costs` assume a half-full KV cache. `head_copy`: bytes of a copy of the output head; 0 = none."""
+    """A layout. `costs` assume a half-full KV cache. `head_copy`: bytes of a copy of the output head; 0 = none.
+    `kv_part`: the share of the KV heads that is on the card, in layers whose KV cache is there."""
 
     machine: MachineRates
     classes: tuple[GroupClass, ...]
@@ -54,6 +71,7 @@ class Candidate:
     costs: FixedCosts
     strategy: Strategy
     head_copy: int = 0
+    kv_part: float = 1.0
 
     def best(self, bucket: int) -> tuple[tuple[float, ...], Times]:
         """Return the best streamed shares in this bucket, by class, and their times."""
@@ -90,15 +108,30 @@ class Chosen:
 
 def best_candidate(candidates: Sequence[Candidate], spec: ModelSpec, occupied: int) -> Chosen:
     """Return the layout with the fastest typical reply, among those that fit if any does; timed at `occupied`
-    tokens."""
+    tokens.
+
+    Attention is divided by heads only if that is no slower at `occupied` tokens, either.
+    """
+    best = _fastest(candidates, spec, occupied)
+    others = [one for one in candidates if one.kv_part == 1]
+    if best.candidate.kv_part == 1 or not others:
+        return best
+    undivided = _fastest(others, spec, occupied)
+    return best if best.decode.total <= undivided.decode.total else undivided
+
+
+def _fastest(candidates: Sequence[Candidate], spec: ModelSpec, occupied: int) -> Chosen:
     fitting = [candidate for candidate in candidates if candidate.host.fits] or list(candidates)
     decodes = [candidate.best(DECODE)[1].total for candidate in fitting]
     limit = WORTH_PRICING * min(decodes)
     near = [(candidate, seconds) for candidate, seconds in zip(fitting, decodes, strict=True) if seconds <= limit]
-    best = min(near, key=lambda pair: _reply_s(*pair))[0]
+    return _chosen(min(near, key=lambda pair: _reply_s(*pair))[0], spec, occupied)
+
+
+def _chosen(best: Candidate, spec: ModelSpec, occupied: int) -> Chosen:
     streamed = tuple(best.best(bucket)[0] for bucket in range(len(BUCKET_TOKENS)))
     held = best.residents
-    costs = fixed_costs(spec, best.machine, best.kv_devices, occupied, held.host_layers, held.replayed)
+    costs = fixed_costs(spec, best.machine, best.kv_devices, occupied, held.host_layers, held.replayed, best.kv_part)
     decode, few, prefill = (
         best.times(bucket, streamed[bucket], costs) for bucket in (DECODE, FEW, best.prefill_bucket)
     )
@@ -116,9 +149,10 @@ def gpu_candidates(
     everything = sum(item.count * item.nbytes for item in classes)
 
     def candidate(
-        residents: Residents, kv_devices: tuple[int, ...], chunk: int, ring: Ring, classes: tuple[GroupClass, ...]
-    ) -> Candidate:
-        on_card, on_host = kv_split(spec, kv_devices, context)
+        residents: Residents, kv_devices: tuple[int, ...], chunk: int, ring: Ring, classes: tuple[GroupClass, ...],
+        kv_part: float = 1.0,
+    ) -> Candidate:  # fmt: skip
+        on_card, on_host = kv_split(spec, kv_devices, context, kv_part)
         room = room_for_weights(spec, format, machine.hardware, budget, on_host, chunk, ring)
         if gpu.unified:
             weights = weights_on_card(spec, classes, residents)
@@ -127,8 +161,9 @@ def gpu_candidates(
         if strategy == "hetegen":
             replayed = layers_on_card(spec, machine, classes, residents, kv_devices)
             residents = residents.with_replayed(replayed, classes)
-        costs = fixed_costs(spec, machine, kv_devices, context // 2, residents.host_layers, residents.replayed)
-        return Candidate(machine, classes, residents, kv_devices, chunk, ring, host, costs, strategy)
+        hosted, replayed = residents.host_layers, residents.replayed
+        costs = fixed_costs(spec, machine, kv_devices, context // 2, hosted, replayed, kv_part)
+        return Candidate(machine, classes, residents, kv_devices, chunk, ring, host, costs, strategy, 0, kv_part)
 
     makes = [classes, *_paired(spec, format, machine, strategy)]
     for chunk, most in TIERS if limit <= SMALL_CARD else TIERS[:1]:
@@ -145,6 +180,10 @@ def gpu_candidates(
             found = [candidate(residents, kv_devices, chunk, used, make) for make, residents in choices]
             yield from (one for one in found if one.classes is classes or _has_room(one, everything))
         ring = _ring(strategy, gpu.link, most)
+        left = 0 if free - spec.kv_bytes(context) >= everything else free - ring.total
+        for make, kv_devices, residents, part in _by_heads(spec, format, machine, strategy, left, context):
+            one = candidate(residents, kv_devices, chunk, ring, make, part)
+            yield from (one,) if _has_room(one, everything) else ()
         if strategy not in STREAMING and free >= ring.total and in_two_calls(spec):
             for residents, kv_devices in _whole_layers(spec, classes, gpu, free - ring.total, context):
                 yield candidate(residents, kv_devices, chunk, ring, classes)
@@ -165,6 +204,46 @@ def _paired(
     """
     if strategy not in STREAMING and any(spec.can_follow(linear, format) for linear in spec.linears):
         yield classify(spec, format, machine, paired=True)
+
+
+def _by_heads(
+    spec: ModelSpec, format: Format, machine: MachineRates, strategy: Strategy, room: int, context: int
+) -> Iterator[tuple[tuple[GroupClass, ...], tuple[int, ...], Residents, float]]:
+    """Yield classes, KV devices, residents and the card's share of the KV heads where attention is divided by heads.
+
+    Hidden states travel once for attention, and both engines read their part of the KV cache at the same time.
+    """
+    heads = spec.kv_heads(format) if strategy not in STREAMING else 0
+    if heads < 2 or machine.gpu is None or machine.gpu.unified or room <= 0:
+        return
+    classes = classify(spec, format, machine, paired=True, by_heads=True)
+    kv_devices, others = _kv_devices(spec, machine.gpu.index, 1.0), [item for item in classes if not item.heads]
+    for count in sorted({max(1, min(heads - 1, round(heads * part))) for part in HEAD_PARTS}):
+        left = room - kv_split(spec, kv_devices, context, count / heads)[0]
+        left -= _bytes_of_heads(spec, format, classes, count)
+        for residents in resident_choices(others, left, machine, strategy) if left >= 0 else ():
+            yield classes, kv_devices, _beside_heads(classes, residents, count / heads), count / heads
+
+
+def _bytes_of_heads(spec: ModelSpec, format: Format, classes: Sequence[GroupClass], count: int) -> int:
+    """Return the bytes of the weights of `count` KV heads in all layers; scales of whole rows lie on both sides."""
+    size = 0
+    for item in classes:
+        *parts, output = (spec.linears[member] for member in item.members[0])
+        if item.heads:
+            columns = output.columns // item.heads * count
+            own = output.rows * row_bytes(spec.storage(output, format), columns)
+            size += item.count * (own + sum(spec.linear_bytes(one, format) // item.heads * count for one in parts))
+    return size
+
+
+def _beside_heads(classes: Sequence[GroupClass], others: Residents, part: float) -> Residents:
+    """Return residents of all classes: `part` of those that are divided by heads, and the `others` as given."""
+    whole, parts = iter(others.whole), iter(others.part)
+    return Residents(
+        tuple(0 if item.heads else next(whole) for item in classes),
+        tuple(part if item.heads else next(parts) for item in classes),
+    )
 
 
 def _whole_layers(

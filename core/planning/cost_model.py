@@ -1,8 +1,8 @@
 """Predicted time of a pass under given shares: the law of DESIGN section 2, for three shares and priced exchanges.
 
 Linears that read the same input form a group. A group takes one exchange between CPU and GPU, together with a following
-linear if both are split alike. Groups with the same shapes form a class. In one pass, with the link prefetching across
-linears:
+linear if both are split alike, such as attention divided by heads with its output's projection. Groups with the same
+shapes form a class. In one pass, with the link prefetching across linears:
 
     group   = max(CPU rows + exchange, resident and streamed rows on the GPU)        (added up if they share cores)
     pass    = max(all groups + attention + overhead, streamed bytes / link)          (added up if serial)
@@ -18,7 +18,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
-from core.planning.fixed_cost import FUSED_SHARE, FixedCosts, between_share
+from core.planning.fixed_cost import FUSED_SHARE, FixedCosts, between_share, in_two_calls
 from core.planning.machine_rates import MachineRates, cpu_rate, gpu_rate
 from core.spec import (
     BUCKET_TOKENS,
@@ -40,6 +40,9 @@ NEARLY_ALL = 0.9
 PAIR_SHARE = 0.2
 """Time that two halves instead of one tensor cost in Python and small operations, relative to a layer's time besides
 its linears: 0.09 ms of 0.49 on two cores of Zen 5."""
+HEADS_SHARE = 0.5
+"""Time that the CPU's heads take besides products and reading the KV cache, relative to a whole layer's on the CPU:
+0.13 of 0.25 ms on two cores of Zen 4, and FUSED_SHARE of it where our library computes them."""
 TYPICAL_CONTEXT = 1024
 """Number of tokens assumed in the KV cache for predicted rates."""
 
@@ -54,7 +57,8 @@ class GroupClass:
     """Groups with the same shapes, with the layer of each. Times are seconds of a whole group, by bucket.
 
     `exchange` is the fixed part of an exchange, `exchange_out` the part per share of CPU rows. `chosen`: experts, of
-    which a token uses some. `after`: bytes of a following linear that is split alike; 0 = none.
+    which a token uses some. `after`: bytes of a following linear that is split alike; 0 = none. `heads`: the KV heads
+    by which it is split while few tokens are processed; 0 = by rows.
     """
 
     members: tuple[tuple[int, ...], ...]
@@ -71,6 +75,7 @@ class GroupClass:
     streamable: tuple[bool, ...]
     chosen: bool = False
     after: int = 0
+    heads: int = 0
 
 
 @dataclass(frozen=True)
@@ -108,17 +113,23 @@ class Residents:
 
 
 def classify(
-    spec: ModelSpec, format: Format, machine: MachineRates, *, head_copy: bool = False, paired: bool = False
+    spec: ModelSpec,
+    format: Format,
+    machine: MachineRates,
+    *,
+    head_copy: bool = False,
+    paired: bool = False,
+    by_heads: bool = False,
 ) -> tuple[GroupClass, ...]:
     """Group the model's linears into classes, with this machine's times.
 
     `head_copy`: the output head has a copy. `paired`: following linears belong to the group before them, if they can be
-    split alike.
+    split alike. `by_heads`: output projections belong to the queries, keys and values before them.
     """
     groups: dict[int, list[int]] = {}
     for index, linear in enumerate(spec.linears):
         own = linear.after if paired and spec.can_follow(linear, format) else linear.group
-        groups.setdefault(own, []).append(index)
+        groups.setdefault(linear.attends if by_heads and linear.heads else own, []).append(index)
     classes: dict[tuple[Make, ...], list[tuple[int, ...]]] = {}
     for members in groups.values():
         signature = tuple(_make(spec, format, spec.linears[index]) for index in members)
@@ -148,7 +159,12 @@ def _class(
     launch = machine.gpu.launch_s if machine.gpu else 0.0
     # All experts of a token are one call.
     call_s = len(linears) * machine.hardware.cpu.call_s * (between_share(spec) if machine.gpu is None else 1.0)
-    into, back = _exchange(machine, linears[0], linears[-1:] if paired else linears, tokens)
+    heads = linears[-1].heads if paired else 0
+    if heads:
+        apart_s = HEADS_SHARE * machine.hardware.cpu.layer_s * (FUSED_SHARE if in_two_calls(spec) else 1.0)
+        into, back = _exchange_by_heads(machine, linears, tokens, apart_s)
+    else:
+        into, back = _exchange(machine, linears, tokens)
     return GroupClass(
         members=tuple(members),
         layers=tuple(spec.linears[group[0]].layer for group in members),
@@ -162,12 +178,15 @@ def _class(
         exchange=into,
         exchange_out=back,
         # Prefetching must know what comes next: experts can only be streamed in order if nearly all are used.
+        # While attention is divided by heads, so are its linears, and nothing of them is streamed.
         streamable=tuple(
-            sum(one.touched[b] * one.nbytes for one in work) >= NEARLY_ALL * sum(one.nbytes for one in work)
+            not (heads and b <= FEW)
+            and sum(one.touched[b] * one.nbytes for one in work) >= NEARLY_ALL * sum(one.nbytes for one in work)
             for b in range(len(tokens))
         ),
         chosen=any(linear.experts > linear.active for linear in linears),
         after=work[-1].nbytes if paired else 0,
+        heads=heads,
     )
 
 
@@ -220,22 +239,34 @@ def _seconds(work: Sequence[_Work], rates: Sequence[KernelRate]) -> Iterator[flo
 
 
 def _exchange(
-    machine: MachineRates, first: LinearSpec, linears: Sequence[LinearSpec], tokens: Sequence[int]
+    machine: MachineRates, group: Sequence[LinearSpec], tokens: Sequence[int], apart_s: float | None = None
 ) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Return the seconds to copy the `first` linear's input to the CPU, including the wait, and all results back.
+    """Return the seconds to copy a group's input to the CPU, including the wait, and all results back, by bucket.
 
-    By bucket.
+    A last linear that follows the others is the only one with results. `apart_s`: what keeping two halves costs then.
     """
     if machine.gpu is None:
         return (0.0,) * len(tokens), (0.0,) * len(tokens)
     link, overhead = machine.gpu.link, machine.profile.overhead
-    apart = PAIR_SHARE * machine.gpu.layer_s if linears[-1].group != first.group else 0.0
+    first, follows = group[0], group[-1].group != group[0].group
+    linears = group[-1:] if follows else group
+    apart = (PAIR_SHARE * machine.gpu.layer_s if apart_s is None else apart_s) if follows else 0.0
     columns = first.columns
     rows = sum(linear.rows for linear in linears)
     # All results travel in one copy; each one except the first takes another launch to be put in place.
     waits = overhead * (apart + link.sync_s + link.back_s + machine.gpu.launch_s * (len(linears) - 1))
     into = tuple(waits + 2 * m * columns / link.d2h_pinned for m in tokens)
     return into, tuple(2 * m * rows / link.h2d_pinned for m in tokens)
+
+
+def _exchange_by_heads(
+    machine: MachineRates, group: Sequence[LinearSpec], tokens: Sequence[int], apart_s: float
+) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Return the same for attention with its output's projection: one exchange for few tokens, two for many."""
+    few = _exchange(machine, group, tokens, apart_s)
+    two = _exchange(machine, group[:-1], tokens), _exchange(machine, group[-1:], tokens)
+    into, back = (tuple(map(sum, zip(*one, strict=True))) for one in zip(*two, strict=True))
+    return few[0][: FEW + 1] + into[FEW + 1 :], few[1][: FEW + 1] + back[FEW + 1 :]
 
 
 @dataclass(frozen=True)

@@ -113,6 +113,8 @@ def figures(plan: Plan, spec: ModelSpec) -> list[str]:
                 where,
             )
         )
+    if plan.divides_heads:
+        found.append(_by_heads(plan))
     if plan.host_layers:
         count = len(plan.host_layers)
         found.append(
@@ -132,6 +134,16 @@ def figures(plan: Plan, spec: ModelSpec) -> list[str]:
             sentence("While it reads prompts, {} of the other weights are streamed to the card.", format_share(share))
         )
     return found
+
+
+def _by_heads(plan: Plan) -> str:
+    ram, card = (format_memory(memory.kv_cache) for memory in plan.memory)
+    return sentence(
+        "Attention is divided by heads: the graphics card and the processor read their parts of the conversation's "
+        "memory, {} and {}, at the same time.",
+        card,
+        ram,
+    )
 
 
 def _held_experts(plan: Plan, spec: ModelSpec) -> float:

@@ -26,23 +26,26 @@ class FixedCosts:
 
 def fixed_costs(
     spec: ModelSpec, machine: MachineRates, kv_devices: Sequence[int], occupied: int,
-    host_layers: Collection[int] = (), replayed: Collection[int] = (),
+    host_layers: Collection[int] = (), replayed: Collection[int] = (), kv_part: float = 1.0,
 ) -> FixedCosts:  # fmt: skip
     """Return the costs with attention over `occupied` tokens, with `kv_devices` and `host_layers` as in a Plan.
 
-    `replayed`: layers that are captured as graphs.
+    `replayed`: layers that are captured as graphs. `kv_part`: the share of the heads of every layer that is on the
+    card; the CPU computes the others at the same time.
     """
     sizes = [layer.nbytes(occupied) for layer in spec.kv_layers]
-    on_host = sum(size for size, device in zip(sizes, kv_devices, strict=True) if device < 0)
-    divided = sum(device < 0 for device in kv_devices)
+    on_host = sum(size * (1 - kv_part if device >= 0 else 1) for size, device in zip(sizes, kv_devices, strict=True))
+    away = sum(device < 0 for device in kv_devices)
     share = on_host / max(1, sum(sizes))
     attention, overhead = [], []
     for bucket, m in enumerate(BUCKET_TOKENS):
         hosted, graphs = (len(host_layers), len(replayed)) if bucket <= FEW else (0, 0)
         operations = 4.0 * m * (occupied + m) / 2 * spec.hidden * spec.layers if m > 1 else 0.0
         host = _host_attention(spec, machine, m, occupied, on_host, share)
-        seconds = host + _gpu_attention(machine, sum(sizes) - on_host, (1 - share) * operations)
-        seconds += (divided - hosted) * _visit_s(spec, machine, m)
+        card = _gpu_attention(machine, sum(sizes) - on_host, (1 - share) * operations)
+        seconds = max(host, card) if kv_part < 1 and not machine.shares_cores else host + card
+        visits = spec.layers if kv_part < 1 and bucket > FEW else away - hosted
+        seconds += visits * _visit_s(spec, machine, m)
         attention.append(seconds)
         between = _layers_s(spec, machine, hosted, graphs, m) + _drawn(m) * spec.vocab * machine.hardware.cpu.score_s
         overhead.append(machine.profile.overhead * between)

@@ -59,11 +59,15 @@ def ram_margin(hardware: Hardware) -> int:
     return max(GIB // 2, hardware.cpu.ram_total // 20)
 
 
-def kv_split(spec: ModelSpec, kv_devices: Sequence[int], context: int) -> tuple[int, int]:
-    """Return the bytes of the KV cache for `context` tokens on the GPU, and in RAM."""
+def kv_split(spec: ModelSpec, kv_devices: Sequence[int], context: int, part: float = 1.0) -> tuple[int, int]:
+    """Return the bytes of the KV cache for `context` tokens on the GPU, and in RAM.
+
+    `part`: the share of the heads on the GPU, in its layers.
+    """
     sizes = [layer.nbytes(context) for layer in spec.kv_layers]
     on_host = sum(size for size, device in zip(sizes, kv_devices, strict=True) if device < 0)
-    return sum(sizes) - on_host, on_host
+    on_gpu = round(part * (sum(sizes) - on_host))
+    return on_gpu, sum(sizes) - on_gpu
 
 
 def _activations(spec: ModelSpec, chunk: int) -> int:

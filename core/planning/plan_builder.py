@@ -102,7 +102,9 @@ def _linear_plans(spec: ModelSpec, format: Format, best: Chosen) -> tuple[Linear
                     # The head only ever computes the last position.
                     streamed = streamed[:1] * len(streamed)
                 plans[member] = _rows_of(spec.linears[member], part, streamed, index)
-            if item.after and part < 1:
+            if item.heads:
+                plans |= _by_heads(spec, format, members, round(part * item.heads), streamed, index)
+            elif item.after and part < 1:
                 plans |= _pair(spec, format, members, part, streamed, index)
     return tuple(plans[number] for number in range(len(spec.linears)))
 
@@ -144,6 +146,21 @@ def _pair(
     }
 
 
+def _by_heads(
+    spec: ModelSpec, format: Format, members: Sequence[int], count: int, streamed: Sequence[float], gpu: int
+) -> dict[int, LinearPlan]:
+    """Give the card the rows of `count` KV heads of queries, keys and values, and their columns of the last linear."""
+    output, plans = spec.linears[members[-1]], {}
+    for member in members:
+        one, last = spec.linears[member], member == members[-1]
+        total = one.columns if last else one.rows
+        quantum = max(QUANTUM, cut_columns(spec.storage(one, format))) if last else QUANTUM
+        shares = _shares(total, total // output.heads * count, streamed, quantum)
+        after, heads = (output.attends, count) if last else (-1, 0)
+        plans[member] = LinearPlan(one.name, total, shares, gpu, one.group, after, heads)
+    return plans
+
+
 def _resident_weight_bytes(spec: ModelSpec, format: Format, linears: Sequence[LinearPlan]) -> int:
     return sum(
         spec.part_bytes(item, plan, plan.resident, format) for item, plan in zip(spec.linears, linears, strict=True)
@@ -154,7 +171,7 @@ def _memory(
     spec: ModelSpec, format: Format, linears: Sequence[LinearPlan], best: Chosen, context: int
 ) -> tuple[DeviceMemory, ...]:
     hardware, gpu = best.candidate.machine.hardware, best.candidate.machine.gpu
-    on_gpu, on_host = kv_split(spec, best.candidate.kv_devices, context)
+    on_gpu, on_host = kv_split(spec, best.candidate.kv_devices, context, best.candidate.kv_part)
     copied = best.candidate.residents.copied(best.candidate.classes)
     cpu = DeviceMemory(
         "cpu",
@@ -191,7 +208,8 @@ def _bytes_per_token(
         cpu += spec.head_copy(format) + spec.read_again(format) if is_copied else rows.cpu * size
         link += rows.streamed * size
         gpu += (rows.resident + rows.streamed) * size
-    on_gpu, on_host = kv_split(spec, best.candidate.kv_devices, min(context, TYPICAL_CONTEXT))
+    occupied, kv_part = min(context, TYPICAL_CONTEXT), best.candidate.kv_part
+    on_gpu, on_host = kv_split(spec, best.candidate.kv_devices, occupied, kv_part)
     if best.candidate.machine.gpu is None:
         return BytesPerToken(round(cpu) + on_host + spec.resident_bytes)
     return BytesPerToken(round(cpu) + on_host, round(link), round(gpu) + on_gpu + spec.resident_bytes)

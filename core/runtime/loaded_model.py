@@ -291,7 +291,7 @@ class LoadedModel:
         there, home = placement.kv_places(plan), placement.kv_home(self.source.module.config)
         with placement.failures():
             # First move what leaves the device, last what comes to it.
-            self.cache.move({layer: there[layer] for layer in self.cache.away & there.keys()}, home)
+            self.cache.retreat(there, home)
             for _ in placement.apply(plan):
                 pass
             self.cache.move(there, home)

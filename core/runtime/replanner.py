@@ -158,7 +158,9 @@ class Replanner:
 
     def _learn(self, placement: DevicePlacement, seconds: float) -> Change:
         tokens = self._tokens
-        measured = Times(cpu=(placement.cpu_s - self._cpu_s) / tokens, total=seconds / tokens)
+        # The CPU's time for its heads includes attention, which is predicted apart.
+        cpu_s = 0.0 if self._loaded.plan.divides_heads else (placement.cpu_s - self._cpu_s) / tokens
+        measured = Times(cpu=cpu_s, total=seconds / tokens)
         self.begin()
         self.profile = learn(self.profile, self._loaded.plan, measured, tokens)
         plan = self._plan(self._loaded.budget)

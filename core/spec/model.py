@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-from core.spec.formats import Format, KvFormat
+from core.spec.formats import QUANTUM, Format, KvFormat
 from core.spec.plan import LinearPlan
 from core.spec.storages import REORDERED, FloatStorage, Storage, bits_of, cut_columns, row_bytes, turned
 
@@ -17,8 +17,9 @@ class LinearSpec:
     `experts` > 1 there are that many matrices of `rows` x `columns`, and each token uses `active` of them. `stored`:
     its storage in the model's files if they are quantised; `converted`: they are, but in a format that is not kept.
     `after`: the group whose outputs are its only input, each column reading one row of all of them (down after gate and
-    up); -1 = none. `key_heads`, `key_rows`: if it expands latents to keys and values, the heads, and the rows of each
-    that make keys.
+    up); -1 = none. `attends`: the group of queries, keys and values whose attention is its only input; its `heads` KV
+    heads are independent of each other. `key_heads`, `key_rows`: if it expands latents to keys and values, the heads,
+    and the rows of each that make keys.
     """
 
     name: str
@@ -32,6 +33,8 @@ class LinearSpec:
     stored: Storage | None = None
     converted: bool = False
     after: int = -1
+    attends: int = -1
+    heads: int = 0
     key_heads: int = 0
     key_rows: int = 0
 
@@ -151,6 +154,20 @@ class ModelSpec:
         """Return whether a linear after a group can be cut by columns as the group is by rows."""
         storage = self.storage(linear, format)
         return linear.after >= 0 and storage not in REORDERED and linear.columns >= 2 * cut_columns(storage)
+
+    def kv_heads(self, format: Format) -> int:
+        """Return the number of KV heads of every layer if attention can be divided by them in all; otherwise 0."""
+        found = [one for one in self.linears if one.heads and self._can_divide_heads(one, format)]
+        counts = {linear.heads for linear in found}
+        plain = not any(layer.state_bytes or layer.recent_bytes for layer in self.kv_layers)
+        layers = [linear.layer for linear in found], [layer.layer for layer in self.kv_layers]
+        every = all(numbers == list(range(self.layers)) for numbers in layers)
+        return counts.pop() if len(counts) == 1 and every and plain else 0
+
+    def _can_divide_heads(self, linear: LinearSpec, format: Format) -> bool:
+        storage = self.storage(linear, format)
+        border = max(QUANTUM, cut_columns(storage))
+        return storage not in REORDERED and linear.columns // linear.heads % border == 0
 
     def linear_bytes(self, linear: LinearSpec, format: Format) -> int:
         """Return the bytes of one linear, all experts together, in this format."""

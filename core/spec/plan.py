@@ -77,7 +77,9 @@ class LinearPlan:
     """A linear's division by bucket of M; the resident rows are the same in all. `gpu` is an index, -1 = none. Linears
     of one `group` read the same input and are computed together, with one exchange; -1 = none. A linear that comes
     `after` a group, with no other input, is divided by columns as the group is by rows: `rows` and `shares` then count
-    columns, and no intermediate results are exchanged between devices."""
+    columns, and no intermediate results are exchanged between devices. If the group's results meet in attention, it is
+    divided by `heads`: so many KV heads, with their queries, are on the device, along with their part of the KV cache;
+    0 = no attention, or not divided. The CPU computes the others while few tokens are processed."""
 
     name: str
     rows: int
@@ -85,6 +87,7 @@ class LinearPlan:
     gpu: int = -1
     group: int = -1
     after: int = -1
+    heads: int = 0
 
     @property
     def by_columns(self) -> bool:
@@ -251,6 +254,11 @@ class Plan:
     head_copy: int = 0
     sight_gpu: int = -1
     captured: tuple[int, ...] = ()
+
+    @property
+    def divides_heads(self) -> bool:
+        """Whether attention is divided by heads between the device and the CPU."""
+        return any(linear.heads for linear in self.linears)
 
     @cached_property
     def by_name(self) -> dict[str, LinearPlan]:

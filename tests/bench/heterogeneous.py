@@ -46,6 +46,7 @@ from core.runtime.replanner import Replanner
 from core.spec import BUCKET_TOKENS, DECODE, PREFILL, Budget, Format, LinearPlan, Plan, Ring, Rows, Strategy, kin
 from core.startup.environment import prepare_environment
 from core.units import GIB, KIB, MIB
+from tests.core.offload.test_hetero_linear import by_heads
 
 STRATEGIES: tuple[Strategy, ...] = ("hetegen", "cpu", "stream", "serial")
 CONTEXT = 1024
@@ -250,9 +251,9 @@ def everywhere(linear: LinearPlan, bucket: int) -> LinearPlan:
 
 
 def pairs(options: argparse.Namespace) -> Iterator[Row]:
-    """Compare exchanges with half of every linear resident: each linear alone, by input, and paired.
+    """Compare exchanges with half of every linear resident: each linear alone, by input, paired, and with heads.
 
-    Paired: down is split by the columns that gate and up are split by rows.
+    Paired: down is split by the columns that gate and up are split by rows; with heads: also attention by heads.
     """
     model = Model(options.shape, options.format or "int8")
     machine = machine_with(2, 8e9, options.cores)
@@ -268,6 +269,9 @@ def pairs(options: argparse.Namespace) -> Iterator[Row]:
             for one, linear in zip(together, spec.linears, strict=True)
         ),
     }
+    divided = by_heads(spec, ways["paired"], spec.kv_heads(plan.format) // 2)
+    ways["heads"] = tuple(replace(one, shares=(one.decode,) * len(BUCKET_TOKENS)) for one in divided)
+    plan = replace(plan, kv_devices=(0,) * len(plan.kv_devices))
     runs: dict[str, list[Run]] = {way: [] for way in ways}
     for _ in range(IN_TURN):
         for way, linears in ways.items():

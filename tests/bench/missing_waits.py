@@ -23,7 +23,7 @@ import pytest
 import transformers.models.auto.modeling_auto  # noqa: F401
 
 ROOT = Path(__file__).resolve().parents[2]
-TESTS = [f"tests/core/second_device/test_{name}.py" for name in ("device", "engine", "graphs")]
+TESTS = [f"tests/core/second_device/test_{name}.py" for name in ("device", "engine", "graphs", "heads")]
 LIMIT_S, OUTPUT = 300, "said.txt"
 
 
@@ -41,6 +41,7 @@ class Mutant:
 CARD, RING, LINEAR = "accelerators/card.py", "offload/parameter_manager.py", "offload/hetero_linear.py"
 PLACEMENT, COPIES, CACHE = "model/placement.py", "model/device_copies.py", "layers/kv_layers.py"
 CAPTURE, RUN = "model/captures.py", "model/captured_run.py"
+HEADS = "layers/divided_attention.py"
 GRAPH, STRETCH = "accelerators/graph.py", "layers/kv_stretch.py"
 STREAMING = "storage_is_streamed or ring_keeps or slow_link"
 CONTROL = Mutant("nothing", CARD, "class Card:", "class Card:", "pinning or llama")
@@ -196,7 +197,7 @@ MOVES = (
     Mutant(
         "a query travels to states that lie elsewhere",
         "layers/attention.py",
-        "    if home != query.device:",
+        "    if (home := keys.rows.device) != query.device:",
         "    if False:",
         "in_ram",
     ),
@@ -330,6 +331,36 @@ CAPTURES = (
 )
 
 
+DIVIDED_HEADS = (
+    Mutant("hidden states are waited for", HEADS, "brought.result()", "brought._host", "undivided"),
+    Mutant("the CPU's sum goes to the device", HEADS, "accelerator.to_device(rest)", "rest", "undivided"),
+    Mutant(
+        "positions and masks come to RAM",
+        HEADS,
+        "self.activations.on_host(value) if isinstance(value, Tensor) else value",
+        "value",
+        "undivided",
+    ),
+    Mutant("norms of queries and keys come to RAM", HEADS, "one.detach().cpu()", "one.detach()", "undivided"),
+    Mutant("new tokens are counted", HEADS, "        layer.length += rows\n", "", "undivided"),
+    Mutant("biases are divided", HEADS, "linear.host_bias[resident.rows :]", "linear.host_bias", "undivided"),
+    Mutant(
+        "a cache that is divided otherwise is not taken",
+        HEADS,
+        " and layer.keys.there.shape[1] == self._heads",
+        "",
+        "otherwise",
+    ),
+    Mutant(
+        "results of the CPU's heads go to the device",
+        "layers/attention.py",
+        "rest.to(query.device)",
+        "rest",
+        "undivided",
+    ),
+)
+
+
 def outcome(mutant: Mutant) -> str:
     """Return the first test that failed, '' if none did."""
     with tempfile.TemporaryDirectory() as folder:
@@ -387,7 +418,7 @@ def main() -> int:
     if found := outcome(CONTROL):
         raise SystemExit(f"with nothing removed, this fails: {found}")
     survived = 0
-    chosen = [one for one in (*WAITS, *MOVES, *CAPTURES)[options.skip :] if options.only in one.what]
+    chosen = [one for one in (*WAITS, *MOVES, *CAPTURES, *DIVIDED_HEADS)[options.skip :] if options.only in one.what]
     for mutant in chosen[: options.count]:
         found = outcome(mutant)
         survived += not found

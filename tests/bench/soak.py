@@ -36,7 +36,7 @@ from core.events import Failed, Finished, LoadOptions, Message, Piece, Replanned
 from core.runtime.loaded_model import LoadedModel
 from core.spec import BUCKET_TOKENS, KvLayer, LinearPlan, Plan, Ring, Rows
 from core.startup.environment import prepare_environment
-from tests.core.offload.test_hetero_linear import pairs_of
+from tests.core.offload.test_hetero_linear import by_heads, pairs_of
 from tests.core.second_device import SecondDevice, put_in, second_device
 from tests.core.tiny_tokenizer import chat_model
 
@@ -184,6 +184,8 @@ def random_plan(loaded: LoadedModel, chance: random.Random) -> Plan:
         )
     if chance.random() < 0.5:
         linears = list(pairs_of(spec, tuple(linears)))
+    if chance.random() < 0.3 and spec.kv_heads("bf16") and not hosted:
+        linears = list(by_heads(spec, tuple(linears), 1))
     ring = Ring(chance.randint(1, 4), chance.choice((4096, 65536, 1 << 20)), chance.randint(1, 2))
     return replace(
         loaded.plan, gpu=0, linears=tuple(linears), kv_devices=tuple(_homes(spec.kv_layers, chance)),

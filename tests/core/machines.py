@@ -110,13 +110,20 @@ def model(name: str) -> ModelSpec:
     )
 
 
+def without_heads(spec: ModelSpec) -> ModelSpec:
+    """Return the same model with attention that cannot be divided by heads."""
+    return replace(spec, linears=tuple(replace(one, attends=-1, heads=0) for one in spec.linears))
+
+
 def _layer(config: dict[str, object], layer: int, width: int, kv_width: int) -> list[LinearSpec]:
     hidden, at = int(str(config["hidden_size"])), f"model.layers.{layer}"
+    heads = 0 if "ffn_dim" in config or "sliding_window" in config else int(str(config.get("num_key_value_heads", 0)))
+    attends = 10 * layer if heads else -1
     attention = [
         LinearSpec(f"{at}.q", width, hidden, 10 * layer, layer),
         LinearSpec(f"{at}.k", kv_width, hidden, 10 * layer, layer),
         LinearSpec(f"{at}.v", kv_width, hidden, 10 * layer, layer),
-        LinearSpec(f"{at}.o", hidden, width, 10 * layer + 1, layer),
+        LinearSpec(f"{at}.o", hidden, width, 10 * layer + 1, layer, attends=attends, heads=heads),
     ]
     return attention + _feed_forward(config, layer, hidden, at)
 

@@ -21,6 +21,7 @@ from core.kernels.autotune import KernelTable
 from core.kernels.matmul import host_matmul
 from core.kernels.quantize import quantize
 from core.kernels.quantized_weight import QuantizedWeight
+from core.layers.kv_cache import KVCache
 from core.model.host_weights import HostWeights
 from core.model.language_model import LanguageModel, fill
 from core.model.model_source import open_source
@@ -63,16 +64,19 @@ def plan_of(
     host_layers: tuple[int, ...] = (),
     *,
     paired: bool = False,
+    heads: int = 0,
 ) -> Plan:
     """Return a plan that no planner would make, but that must work.
 
-    `paired`: following linears are split by columns as the first one is by rows.
+    `paired`: following linears are split by columns as the first one is by rows. `heads`: so many KV heads are on the
+    device, 0 = attention is not divided by heads.
     """
     linears = tuple(
         LinearPlan(linear.name, linear.rows, (rows[0], rows[1], rows[2], rows[3]), 0, linear.group)
         for linear, rows in zip(spec.linears, shares, strict=True)
     )
     linears = tuple(pairs_of(spec, linears)) if paired else linears
+    linears = tuple(by_heads(spec, linears, heads)) if heads else linears
     return Plan(
         model=spec.name, strategy=strategy, format="bf16", fits="yes", reason="", context=512,
         prefill_chunk=16, threads=1, gpu=0, linears=linears,
@@ -94,6 +98,24 @@ def pairs_of(spec: ModelSpec, linears: tuple[LinearPlan, ...]) -> Iterator[Linea
             yield replace(plan, rows=one.columns, shares=cut[one.after], after=one.after)
         else:
             yield replace(plan, shares=cut[one.group]) if one.group in cut else plan
+
+
+def by_heads(spec: ModelSpec, linears: tuple[LinearPlan, ...], heads: int) -> Iterator[LinearPlan]:
+    """Yield all plans: so many KV heads are on the device in each layer, and the CPU has the others.
+
+    For long prompts, some of their rows are streamed.
+    """
+    outputs = {one.attends: one for one in spec.linears if one.heads}
+    for one, plan in zip(spec.linears, linears, strict=True):
+        output = one if one.heads else outputs.get(one.group)
+        if output is None:
+            yield plan
+            continue
+        total, after = (one.columns, one.attends) if one.heads else (one.rows, -1)
+        resident = total // output.heads * heads
+        few = Rows(resident, 0, total - resident)
+        some, many = (Rows(resident, away, total - resident - away) for away in (0, (total - resident) // 32 * 16))
+        yield replace(plan, rows=total, shares=(few, few, some, many), after=after, heads=heads if one.heads else 0)
 
 
 def at_borders(shares: tuple[Rows, Rows, Rows, Rows], every: int) -> tuple[Rows, Rows, Rows, Rows]:
@@ -129,7 +151,8 @@ def plans(draw: st.DrawFn, spec: ModelSpec) -> Plan:
             shares[number] = (alone, alone, *(Rows(0, divided, linear.rows - divided),) * 2)
     ring = Ring(draw(st.integers(1, 4)), draw(st.sampled_from((1024, 8192, 65536))), draw(st.integers(1, 3)))
     strategy = draw(st.sampled_from(("hetegen", "serial")))
-    return plan_of(spec, shares, draw(st.booleans()), ring, strategy, hosted, paired=draw(st.booleans()))
+    heads = draw(st.sampled_from((0, 1))) if spec.kv_heads("bf16") and not hosted else 0
+    return plan_of(spec, shares, draw(st.booleans()), ring, strategy, hosted, paired=draw(st.booleans()), heads=heads)
 
 
 class Bench:
@@ -144,8 +167,8 @@ class Bench:
         self.spec = survey(open_source(folder).module, family)
         self.kernels = KernelTable(1)
 
-    def run(self, first: Plan, second: Plan, device: Accelerator) -> list[int]:
-        """Return the tokens under one plan that is replaced by another half-way."""
+    def placed(self, plan: Plan, device: Accelerator) -> tuple[LanguageModel, DevicePlacement, KVCache]:
+        """Return the model under a plan, and its empty cache."""
         source = open_source(self.folder)
         for _ in fill(source.module, source.weights):
             pass
@@ -153,22 +176,42 @@ class Bench:
         for _ in weights.make():
             pass
         HostPlacement(source.module, weights)
-        placement = DevicePlacement(source.module, weights, first, device, self.spec.kv_layers)
-        list(placement.apply(first))
-        model, cache = LanguageModel(source.module, placement), placement.make_cache(source.module.config, first)
+        placement = DevicePlacement(source.module, weights, plan, device, self.spec.kv_layers)
+        list(placement.apply(plan))
+        return LanguageModel(source.module, placement), placement, placement.make_cache(source.module.config, plan)
+
+    def run(self, first: Plan, second: Plan, device: Accelerator) -> list[int]:
+        """Return the tokens under one plan that is replaced by another half-way."""
+        model, placement, cache = self.placed(first, device)
         tokens: list[int] = []
         try:
             for step in generate(model, cache, self.prompt, lambda logits, _: int(logits.argmax()), bool, 16):
                 if isinstance(step, DrawnToken):
                     tokens.append(step.id)
                     if len(tokens) == TOKENS // 2:
-                        list(placement.apply(second))
+                        rearrange(model, cache, second)
                     if len(tokens) == TOKENS:
                         return tokens
         finally:
             placement.close()
             device.close()
         raise AssertionError("generation ended by itself")
+
+
+def rearrange(model: LanguageModel, cache: KVCache, plan: Plan) -> None:
+    """Change to another plan in the order of the engine: KV caches leave the device first and come to it last."""
+    placement = model.placement
+    assert isinstance(placement, DevicePlacement)
+    there, home = placement.kv_places(plan), placement.kv_home(model.module.config)
+    cache.retreat(there, home)
+    list(placement.apply(plan))
+    cache.move(there, home)
+
+
+def halved(spec: ModelSpec, heads: int) -> Plan:
+    """Return a plan with so many KV heads on the device, 0 = rows, and half of all other rows."""
+    halves = [(Rows(one.rows // 2, 0, one.rows - one.rows // 2),) * len(BUCKET_TOKENS) for one in spec.linears]
+    return plan_of(spec, halves, True, Ring(2, 32768), paired=True, heads=heads)
 
 
 @pytest.fixture(scope="module", params=["llama", "mistral", "qwen2", "gemma3_text", "opt", "gpt2", "mixtral", "falcon"])
@@ -264,6 +307,26 @@ def test_neither_half_of_a_gated_part_leaves_its_side(tmp_path: Path, monkeypatc
     assert bench.run(plan, plan, device) == bench.expected
     assert counted["to_host"] == len(passes) * (3 * bench.spec.layers + 1)
     assert counted["together_to_device"] == len(passes) * (3 * bench.spec.layers + 1)
+
+
+def test_a_layer_exchanges_once_for_attention_and_once_for_what_follows(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two transfers down and two up per layer; and once for all layers the positions' sines and cosines."""
+    bench, device, counted = Bench("llama", tmp_path), SimulatedAccelerator(parse_simulation(LINK)), Counter[str]()
+    for name in ("to_host", "to_device"):
+        own = getattr(device, name)
+        monkeypatch.setattr(device, name, lambda x, name=name, own=own: counted.update([name]) or own(x))
+    model, placement, cache = bench.placed(halved(bench.spec, 1), device)
+    model.forward(bench.prompt, cache)
+    for token, _ in enumerate(range(3), 5):
+        counted.clear()
+        model.forward([token], cache)
+        once, layers = counted["to_host"] - 2 * bench.spec.layers, bench.spec.layers
+        assert once == 4, "sine, cosine, positions, and the head's input"
+        assert counted["to_device"] == 2 * layers + 2, "the head's results, and the embedded rows"
+    placement.close()
+    device.close()
 
 
 @pytest.mark.parametrize(("lockable", "buffers", "starved"), [(4, 4, False), (3, 3, True), (2, 2, True), (1, 4, True)])

@@ -47,12 +47,18 @@ def specs(draw: st.DrawFn) -> ModelSpec:
     shapes = draw(st.one_of(any_layer, usual_layer))
     experts = draw(st.sampled_from([1, 1, 1, 8, 64]))
     inner = draw(rows) if len(shapes) == 7 and experts == 1 and draw(st.booleans()) else 0
+    heads = draw(st.sampled_from((0, 2, 3, 8))) if len(shapes) == 7 else 0
+    width, shared = 16 * draw(st.integers(1, 16)), draw(st.integers(1, 4))
     for layer in range(layers):
         for number, (rows, group) in enumerate(shapes):
             many = experts if number == len(shapes) - 1 else 1
             one = LinearSpec(f"{layer}.{number}", rows, hidden, 4 * layer + group, layer, many, min(2, many))
             if inner and group >= 2:
                 one = replace(one, rows=inner) if group == 2 else replace(one, columns=inner, after=4 * layer + 2)
+            if heads and number < 3:
+                one = replace(one, rows=heads * width * (1 if number else shared))
+            elif heads and number == 3:
+                one = replace(one, columns=heads * width * shared, attends=4 * layer, heads=heads)
             linears.append(one)
     vocab = draw(st.integers(2, 150_000))
     tied = draw(st.booleans())
@@ -112,10 +118,13 @@ def check(plan: Plan, spec: ModelSpec, hardware: Hardware, budget: Budget) -> No
         counted = made.columns if linear.by_columns else made.rows
         if linear.by_columns:
             before = [one for one in plan.linears if one.group == linear.after]
-            assert made.after == linear.after
+            assert (made.attends if linear.heads else made.after) == linear.after
             assert plan.strategy in ("hetegen", "cpu")
             assert before
-            assert {one.shares for one in before} == {linear.shares}
+            for one in (*before, linear) if linear.heads else ():
+                assert one.resident * made.heads == one.rows * linear.heads, "whole heads"
+                assert not any(rows.streamed for rows in one.shares[:2])
+            assert linear.heads or {one.shares for one in before} == {linear.shares}
         for tokens, rows in zip(BUCKET_TOKENS, linear.shares, strict=True):
             assert min(rows.resident, rows.streamed, rows.cpu) >= 0
             assert rows.total == counted
@@ -371,11 +380,31 @@ def test_a_gated_part_is_divided_alike_where_exchanges_cost() -> None:
         plan = place(spec, machine, Budget(format="int8", vram=5 * GIB), "cpu")
         alone = replace(spec, linears=tuple(replace(one, after=-1) for one in spec.linears))
         assert plan.decode.likely >= place(alone, machine, Budget(format="int8", vram=5 * GIB), "cpu").decode.likely
-        return sum(linear.by_columns for linear in plan.linears)
+        return sum(linear.by_columns and not linear.heads for linear in plan.linears)
 
     assert pairs(50e-6) == 32
     reordered = [replace(one, stored="int4g128w") for one in model("llama-3.1-8b").linears]
     assert pairs(50e-6, linears=tuple(reordered)) == 0, "columns may lie in an order of their own"
+
+
+def test_attention_is_divided_by_heads_where_exchanges_cost() -> None:
+    """Queries, keys, values and output take one exchange, and the KV cache lies in both memories."""
+
+    def by_heads(sync_s: float, **changes: object) -> set[int]:
+        card = DESKTOP.gpus[0]
+        link = replace(card.link, sync_s=sync_s, back_s=sync_s / 2)
+        machine = replace(DESKTOP, gpus=(replace(card, link=link, bytes_s=100e9),))
+        spec = replace(model("llama-3.1-8b"), **changes)
+        budget = Budget(format="int8", vram=5 * GIB, context=16384)
+        plan = place(spec, machine, budget, "cpu")
+        apart = machines.without_heads(spec)
+        assert plan.decode.likely >= place(apart, machine, budget, "cpu").decode.likely
+        check(plan, spec, machine, budget)
+        return {linear.heads for linear in plan.linears} - {0}
+
+    assert by_heads(200e-6)
+    states = tuple(replace(layer, state_bytes=1) for layer in model("llama-3.1-8b").kv_layers)
+    assert not by_heads(200e-6, kv_layers=states), "recurrent states have no heads to divide"
 
 
 def test_linears_of_one_group_are_divided_alike() -> None:
