@@ -100,13 +100,13 @@ def _decode(
             yield from drawn(logits, (), ids, sample)
     speculation.prepare(ids, sample.guess if isinstance(sample, TokenSampler) else likeliest)
     while True:
-        drafted = speculation.draft(ids, cache.capacity - len(ids))
+        # If the cache can only return to marks, the accepted tokens of the last draft are read again with this one.
+        unread = ids[len(cache.tokens) :]
+        drafted = speculation.draft(ids, min(cache.capacity - len(ids), MOST_ROWS - len(unread)))
         rows = MOST_ROWS if speculation.expects_drafts else 1
         began, known = time.perf_counter(), len(ids)
         if drafted:
             model.mark(cache, briefly=True)
-        # If the cache can only return to marks, the accepted tokens of the last draft are read again with this one.
-        unread = ids[len(cache.tokens) :]
         logits = model.forward([*unread, *drafted], cache, stop, 1 + len(drafted), rows)
         seconds = time.perf_counter() - began
         yield from drawn(logits, drafted, ids, sample)

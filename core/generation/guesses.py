@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from core.planning.speculation import LIKELY_ACCEPTANCE, MOST_ROWS, Prices
+from core.spec import AT_ONCE
 
 # The decay of the statistics per check and per guess, of the price of a draft, and of the times of checks.
 MEMORY, PRICE_MEMORY, CHECK_MEMORY = 0.95, 0.7, 0.9
@@ -20,7 +21,9 @@ STEPS, ASSUMED = 8, 4.0
 # The number of checks of one token, and of the most, that the assumed times count as.
 ASSUMED_CHECKS = 0.1
 # Before any measurement: the prices of a 4-bit copy of the model on the CPU.
-FIRST_PRICES = Prices(0.45, 0.05)
+FIRST_PRICES = Prices.even(0.45, 0.05)
+# The least that a drafted token is assumed to add to a check, as a multiple of a plain pass.
+LEAST_ROW = 0.002
 
 
 class Guesses:
@@ -31,7 +34,7 @@ class Guesses:
         self._all = [ASSUMED] * STEPS
         self._accepted, self._tried = ASSUMED * LIKELY_ACCEPTANCE, ASSUMED
         self._draft = prices.draft
-        self._checks = CheckTimes(prices.row)
+        self._checks = CheckTimes(prices)
         self._tokens = self._spent = 1.0
 
     def chance(self, confidence: float) -> float:
@@ -45,7 +48,8 @@ class Guesses:
         for confidence in confidences:
             reached *= self.chance(confidence)
         rate = max(1.0, self._tokens / self._spent)
-        return len(confidences) < MOST_ROWS - 1 and reached > rate * (self._draft + self._checks.row)
+        count, checks = len(confidences), self._checks
+        return count < MOST_ROWS - 1 and reached > rate * (self._draft + checks.of(count + 1) - checks.of(count))
 
     def learn(self, confidences: Sequence[float], taken: int, draft: float, check: float) -> None:
         """Learn from a check that accepted the first `taken` guesses.
@@ -67,38 +71,42 @@ class Guesses:
 
 
 class CheckTimes:
-    """The time of a check, as a multiple of a plain pass, as a line over the number of drafted tokens.
+    """The time of a check, as a multiple of a plain pass, as a line over what its drafted tokens should add.
 
     It is fitted to the last checks by least squares. A check of a single token already takes longer than a plain pass,
     often more so than each further token.
     """
 
-    def __init__(self, row: float) -> None:
-        """`row`: the assumed time of each drafted token."""
-        ends = [_moments(count, 1 + count * row) for count in (1, MOST_ROWS - 1)]
+    def __init__(self, prices: Prices) -> None:
+        """`prices`: the assumed times."""
+        self._prices = prices
+        ends = [_moments(self._added(count), 1 + self._added(count)) for count in (1, AT_ONCE - 1)]
         self._assumed = [ASSUMED_CHECKS * (one + other) for one, other in zip(*ends, strict=True)]
         self._seen = [0.0] * len(self._assumed)
 
-    @property
-    def row(self) -> float:
-        """Return the time that one more drafted token adds."""
-        return self._line()[1]
+    def of(self, count: int) -> float:
+        """Return the expected time of a check of so many tokens."""
+        first, slope = self._line()
+        return first + slope * self._added(count)
 
     def add(self, count: int, time: float) -> None:
         """Count a check of so many tokens that took so many plain passes."""
-        first, row = self._line()
-        moments = _moments(count, min(time, MOST_LATE * (first + count * row)))
+        moments = _moments(self._added(count), min(time, MOST_LATE * self.of(count)))
         self._seen = [CHECK_MEMORY * old + new for old, new in zip(self._seen, moments, strict=True)]
+
+    def _added(self, count: int) -> float:
+        """Return what so many drafted tokens should add."""
+        return max(self._prices.of_check(count) - 1, LEAST_ROW * count)
 
     def _line(self) -> tuple[float, float]:
         """Return the time without drafted tokens, and the slope, which is not negative."""
-        checks, counts, times, squares, products = map(sum, zip(self._assumed, self._seen, strict=True))
-        row = max(0.0, (checks * products - counts * times) / (checks * squares - counts * counts))
-        return (times - row * counts) / checks, row
+        checks, added, times, squares, products = map(sum, zip(self._assumed, self._seen, strict=True))
+        slope = max(0.0, (checks * products - added * times) / (checks * squares - added * added))
+        return (times - slope * added) / checks, slope
 
 
-def _moments(count: int, time: float) -> tuple[float, ...]:
-    return 1.0, count, time, count * count, count * time
+def _moments(added: float, time: float) -> tuple[float, ...]:
+    return 1.0, added, time, added * added, added * time
 
 
 def _step(confidence: float) -> int:

@@ -25,7 +25,7 @@ from core.kernels.device_products import listed_products
 from core.kernels.matmul import host_matmul
 from core.offload.host_weight import DeviceRows, HostWeight
 from core.offload.parameter_manager import copied_rows
-from core.spec import BUCKET_TIMED, FEW, KernelRate, Link, Storage, row_bytes
+from core.spec import AT_ONCE, BUCKET_LIMITS, BUCKET_TIMED, FEW, KernelRate, Link, Storage, row_bytes
 from core.units import MIB
 
 STORAGES: tuple[Storage, ...] = ("bf16", "int8", "int4", "fp32", "fp16")
@@ -34,7 +34,8 @@ RARE: tuple[Storage, ...] = ("fp16", "fp32")
 READ_BYTES, READ_PARTS = 256 * MIB, 16
 ROUNDS = 6
 """How often each weight is multiplied with a single row."""
-FEW_TIMED = (1, 2, 4, 8)
+MOST_FEW = BUCKET_LIMITS[FEW]
+FEW_TIMED = (1, 2, 4, AT_ONCE, MOST_FEW)
 """Numbers of input rows from which the cost of a further row is measured."""
 SLOT_BYTES, SMALL_SLOT_BYTES = 8 * MIB, MIB
 COPIERS, NEARLY_BEST = (1, 2, 4), 1.1
@@ -151,11 +152,10 @@ class Neighbours:
 
 
 def _rate_of(storage: Storage, seconds: Sequence[float]) -> KernelRate:
-    """Return the rate from the times of the reference weight in each bucket."""
-    operations = [2.0 * m * ROWS * COLUMNS for m in BUCKET_TIMED]
-    flops = [count / taken for count, taken in zip(operations, seconds, strict=True)]
-    nbytes = ROWS * row_bytes(storage, COLUMNS)
-    return KernelRate(storage, nbytes / seconds[0], (flops[0], flops[1], flops[2], flops[3]))
+    """Return the rate from the times of the reference weight in each bucket, and with MOST_FEW rows."""
+    operations = [2.0 * m * ROWS * COLUMNS for m in (*BUCKET_TIMED, MOST_FEW)]
+    one, few, some, many, most = (count / taken for count, taken in zip(operations, seconds, strict=True))
+    return KernelRate(storage, ROWS * row_bytes(storage, COLUMNS) / seconds[0], (one, few, some, many), most)
 
 
 def _cpu_rates(table: KernelTable, storages: Sequence[Storage], call_s: float) -> tuple[KernelRate, ...]:
@@ -164,14 +164,16 @@ def _cpu_rates(table: KernelTable, storages: Sequence[Storage], call_s: float) -
     one_row = _one_row_s(tuple(loads.values()))
     found = []
     for (storage, load), seconds in zip(loads.items(), one_row, strict=True):
-        few = seconds + (BUCKET_TIMED[FEW] - 1) * further_row_s(load)
+        row, rest = further_rows_s(load)
+        few, most = seconds + (BUCKET_TIMED[FEW] - 1) * row, seconds + rest
         many = [load.seconds_each(m) for m in BUCKET_TIMED[FEW + 1 :]]
-        found.append(_rate_of(storage, [taken - call_s for taken in (seconds, few, *many)]))
+        found.append(_rate_of(storage, [taken - call_s for taken in (seconds, few, *many, most)]))
     return tuple(found)
 
 
-def further_row_s(load: CpuLoad) -> float:
-    """Return the seconds that each further row of input adds to one weight's time, on average over few rows.
+def further_rows_s(load: CpuLoad) -> tuple[float, float]:
+    """Return the seconds that further rows of input add to one weight's time: each one, on average up to AT_ONCE rows,
+    and all of MOST_FEW rows together.
 
     Alternates between the numbers of rows, because the memory bandwidth varies more over time than they differ.
     """
@@ -181,9 +183,9 @@ def further_row_s(load: CpuLoad) -> float:
         for number in range(len(products[0])):
             which = (number + turn) % len(FEW_TIMED)
             taken[which].append(seconds_of(products[which][number]))
-    one, *more = map(statistics.median, taken)
-    rows = [(seconds - one) / (m - 1) for seconds, m in zip(more, FEW_TIMED[1:], strict=True)]
-    return max(0.0, statistics.mean(rows))
+    one, *more, most = map(statistics.median, taken)
+    rows = [(seconds - one) / (m - 1) for seconds, m in zip(more, FEW_TIMED[1:-1], strict=True)]
+    return max(0.0, statistics.mean(rows)), max(0.0, most - one)
 
 
 def _one_row_s(loads: Sequence[CpuLoad]) -> list[float]:
@@ -225,7 +227,7 @@ def _device_rate(accelerator: Accelerator, storage: Storage, table: KernelTable)
     ]
     dtype = weights[0].weight.data.dtype if storage in ("bf16", "fp16", "fp32") else torch.bfloat16
     taken = []
-    for m in BUCKET_TIMED:
+    for m in (*BUCKET_TIMED, MOST_FEW):
         x = torch.ones((m, COLUMNS), dtype=dtype, device=accelerator.device)
         taken.append(_device_seconds(accelerator, weights, x))
     return _rate_of(storage, taken)

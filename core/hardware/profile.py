@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from core.kernels.autotune import KernelTable
 
 PROFILE_FILE = "hardware.json"
-PROFILE_VERSION = 9
+PROFILE_VERSION = 10
 """Incremented when the meaning of a measurement changes."""
 KEPT_PROFILES = 8
 UNKNOWN_DISK_RATE = 1e9
@@ -136,9 +136,7 @@ def _scaled(rates: tuple[KernelRate, ...], paces: Mapping[Storage, float]) -> tu
     first = next(iter(paces.values()))
 
     def scaled(rate: KernelRate) -> KernelRate:
-        pace = paces.get(rate.storage, first)
-        one, few, some, many = (pace * flops for flops in rate.flops)
-        return KernelRate(rate.storage, pace * rate.bytes_s, (one, few, some, many))
+        return rate.scaled(paces.get(rate.storage, first))
 
     return tuple(map(scaled, rates))
 
@@ -298,4 +296,4 @@ def _parsed(data: dict[str, Any]) -> MachineProfile:
 
 
 def _rates(data: list[dict[str, Any]]) -> tuple[KernelRate, ...]:
-    return tuple(KernelRate(one["storage"], one["bytes_s"], tuple(one["flops"])) for one in data)
+    return tuple(KernelRate(**{**one, "flops": tuple(one["flops"])}) for one in data)

@@ -26,7 +26,7 @@ class CoarseHead:
 
     most_rows = 1
     """Input rows up to which this is faster. With more rows, compute dominates memory traffic, and a 4-bit product
-    takes as long as an 8-bit one. The call itself accepts up to FEW_ROWS rows."""
+    takes as long as an 8-bit one. The call itself accepts up to MOST_FEW rows."""
 
     def __init__(self, full: ChosenMatmul, copy: ChosenMatmul, wanted: int) -> None:
         """`wanted`: the minimum number of logits to recompute for each row of input."""
@@ -35,7 +35,7 @@ class CoarseHead:
         self._library = full.by_bucket[DECODE].library or native()
 
     def __call__(self, x: HostInput) -> Tensor:
-        """Return the logits (M, N) of x (M, K) in x's type; M is at most FEW_ROWS."""
+        """Return the logits (M, N) of x (M, K) in x's type; M is at most MOST_FEW."""
         if self._library is None:
             return self._with_torch(x)
         return self.counted(self._library, x)[0]

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import ctypes
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import cache
 from itertools import accumulate
 from pathlib import Path
@@ -20,10 +20,12 @@ from torch import Tensor
 
 from core.kernels.native_abi import LAYOUT_BITS, format_number
 from core.kernels.quantized_weight import QuantizedWeight, Scales, empty, scale_rows
-from core.spec import LAYOUTS, Storage
+from core.spec import BUCKET_LIMITS, FEW, LAYOUTS, Storage
 
 MOST_ROWS = 8
-"""Input rows per weight, as in device.cu; with more rows, dequantising first is cheaper."""
+"""Input rows per weight and launch, as in device.cu."""
+MOST_FEW = BUCKET_LIMITS[FEW]
+"""Input rows per weight in all; with more rows, dequantising first is cheaper."""
 THREADS, ROWS_PER_BLOCK, CHUNK_BYTES = 128, 16, 16
 LISTED = -1
 """In place of the number of rows of x: tells the kernel that it gets a list of weights."""
@@ -45,14 +47,15 @@ class DeviceKernels:
 
     def takes(self, x: Tensor) -> bool:
         """Return whether `product` accepts an input (M, K) of this many rows."""
-        return x.shape[0] <= MOST_ROWS
+        return x.shape[0] <= MOST_FEW
 
     def product(self, weight: QuantizedWeight, x: Tensor) -> Tensor:
-        """Return x (M, K), M <= MOST_ROWS, any floating type, times the transposed weight (N, K), as (M, N) of fp32."""
+        """Return x (M, K), M <= MOST_FEW, any floating type, times the transposed weight (N, K), as (M, N) of fp32."""
         rows, width = weight.shape[0], _width(weight)
         y = torch.empty(x.shape[0], rows, device=x.device)
         blocks = -(-rows // ROWS_PER_BLOCK), 1
-        self._run("product", weight, blocks, [*weight.tensors, _padded(x, width), y, rows, width, x.shape[0]])
+        for some, to in zip(_padded(x, width).split(MOST_ROWS), y.split(MOST_ROWS), strict=True):
+            self._run("product", weight, blocks, [*weight.tensors, some, to, rows, width, len(some)])
         return y
 
     def entries(self, weights: Sequence[QuantizedWeight], counts: Sequence[int]) -> Tensor:
@@ -60,14 +63,15 @@ class DeviceKernels:
         of x it is for, the next `counts` of them."""
         firsts = accumulate(counts, initial=0)
         addresses = ([part.data_ptr() for part in weight.tensors] for weight in weights)
-        return torch.tensor([[*both, *rows] for both, *rows in zip(addresses, firsts, counts, strict=False)])
+        listed = zip(addresses, firsts, counts, strict=False)
+        return torch.tensor([[*both, *rows] for both, first, count in listed for rows in _spans(first, count)])
 
     def products(self, weights: Sequence[QuantizedWeight], entries: Tensor, x: Tensor) -> Tensor:
         """Return rows of x (M, K), each times the transposed weight of its entry, as (M, N) of fp32, in one launch.
-        At most MOST_ROWS rows for each weight; all weights have one shape and format."""
+        At most MOST_FEW rows for each weight; all weights have one shape and format."""
         rows, width = weights[0].shape[0], _width(weights[0])
         y = torch.empty(x.shape[0], rows, device=x.device)
-        blocks = -(-rows // ROWS_PER_BLOCK), len(weights)
+        blocks = -(-rows // ROWS_PER_BLOCK), len(entries)
         self._run("product", weights[0], blocks, [entries, entries, _padded(x, width), y, rows, width, LISTED])
         return y
 
@@ -142,6 +146,12 @@ def random_weight(format: Storage, rows: int, columns: int, device: torch.device
         data = torch.randint(-127, 128, (rows, LAYOUTS[format].columns(columns)), generator=generator, dtype=torch.int8)
         scales = torch.rand(rows, generator=generator)
     return QuantizedWeight(format, (rows, columns), data.to(device), scales.to(device))
+
+
+def _spans(first: int, count: int) -> Iterator[tuple[int, int]]:
+    """Yield first rows and numbers of rows, at most MOST_ROWS each, of `count` rows from `first` on."""
+    for at in range(0, count, MOST_ROWS):
+        yield first + at, min(MOST_ROWS, count - at)
 
 
 def _padded(x: Tensor, width: int) -> Tensor:

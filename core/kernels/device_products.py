@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from core.kernels.cuda_dequant import AGREES, MOST_ROWS, device_kernels, random_weight
+from core.kernels.cuda_dequant import AGREES, MOST_FEW, device_kernels, random_weight
 from core.kernels.quantized_weight import QuantizedWeight
 from core.spec import LAYOUTS, Storage
 
@@ -37,7 +37,7 @@ class ListedProducts(Protocol):
 
     def entries(self, weights: Sequence[QuantizedWeight], counts: Sequence[int]) -> Tensor:
         """Return the host's list (n, ...) for `products` to read on the device: each weight is for the next `counts`
-        rows of x, at most MOST_ROWS."""
+        rows of x, at most MOST_FEW."""
 
     def products(self, weights: Sequence[QuantizedWeight], entries: Tensor, x: Tensor) -> Tensor:
         """Return rows of x (M, K), each times the transposed weight of its entry, as (M, N) of any floating type."""
@@ -47,7 +47,7 @@ class TorchInt8:
     """torch's product with int8 weights, for 16-bit inputs only: it would round wider ones."""
 
     def takes(self, x: Tensor) -> bool:
-        return x.shape[0] <= MOST_ROWS and x.dtype.itemsize == 2
+        return x.shape[0] <= MOST_FEW and x.dtype.itemsize == 2
 
     def product(self, weight: QuantizedWeight, x: Tensor) -> Tensor:
         assert isinstance(weight.scales, Tensor)

@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from core.kernels.native_abi import MOST_PARTS, instruction_sets
-from core.kernels.native_library import FEW_ROWS, FLOAT_PANELS, NativeLibrary, Parts, open_library
+from core.kernels.native_library import FLOAT_PANELS, MOST_FEW, NativeLibrary, Parts, open_library
 from core.kernels.prepared_input import HostInput
 from core.kernels.quantized_weight import QuantizedWeight
 from core.spec import BUCKET_LIMITS, BUCKET_NAMES, BUCKET_TOKENS, LAYOUTS, bucket
@@ -88,7 +88,7 @@ def _compiled_offers(storage: str) -> Iterator[Kernel]:
         # With AVX-512, torch's own kernels serve larger inputs with float weights.
         few = storage in ("bf16", "fp16") and (name not in FLOAT_PANELS or name != names[0])
         library = open_library(name)
-        yield Kernel(f"{NATIVE}-{name}", partial(compiled, library), FEW_ROWS if few else 1 << 62, library)
+        yield Kernel(f"{NATIVE}-{name}", partial(compiled, library), MOST_FEW if few else 1 << 62, library)
 
 
 def _torch_offers(storage: str) -> Iterator[Kernel]:

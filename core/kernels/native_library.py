@@ -17,11 +17,10 @@ from core.kernels.native_abi import INSTRUCTION_SETS, SHAPE_FIELDS, TYPES, forma
 from core.kernels.packed_width import PACKED, unpacked
 from core.kernels.quantized_weight import QuantizedWeight
 
-FEW_ROWS = 8
-PANEL_ROWS = 9
-"""From this many input rows on, a kernel may repack weights into panels, if it is given scratch memory."""
+MOST_FEW = 16
+"""Up to so many input rows, each gives the same bits whatever the others are; must match kernels.h."""
 FLOAT_PANELS = ("avxvnni", "avx2")
-"""The instruction sets whose kernels for float weights also take more than FEW_ROWS input rows."""
+"""The instruction sets whose kernels for float weights also take more than MOST_FEW input rows."""
 NO_ATTENTION = (ctypes.c_int64 * SHAPE_FIELDS)(0, 1, 1)
 """An attention shape that needs no scratch memory."""
 SPLIT_KEYS = 256
@@ -173,7 +172,7 @@ class NativeLibrary:
         """Return (M, rows) of `dtype` for each part: the prepared input times the part's rows of `columns` columns."""
         threads = torch.get_num_threads()
         out = torch.empty(m * parts.all_rows, dtype=dtype)
-        scratch = torch.empty(threads * self._panel_bytes(columns), dtype=torch.uint8) if m >= PANEL_ROWS else None
+        scratch = torch.empty(threads * self._panel_bytes(columns), dtype=torch.uint8) if m > MOST_FEW else None
         self._matmul(
             self._isa, len(parts.rows), parts.fields, prepared.data_ptr(), m, columns, out.data_ptr(), TYPES[dtype],
             None if scratch is None else scratch.data_ptr(), threads,
@@ -304,7 +303,7 @@ class NativeLibrary:
         return out
 
     def head(self, coarse: Parts, full: Parts, x: Tensor, wanted: int) -> tuple[Tensor, int]:
-        """Return the logits (M, N) of x (M, K), contiguous, at most FEW_ROWS rows, in x's type, and the number of
+        """Return the logits (M, N) of x (M, K), contiguous, at most MOST_FEW rows, in x's type, and the number of
         recomputed logits. All rows are computed with the `coarse` copy, then at least `wanted` per input row with
         `full`."""
         (m, columns), threads = x.shape, torch.get_num_threads()

@@ -50,7 +50,7 @@ class SharedExpert:
 
 
 class NativeMixture:
-    """The native call of one block, by the experts' library. Inputs are contiguous, of `dtype`, at most FEW_ROWS
+    """The native call of one block, by the experts' library. Inputs are contiguous, of `dtype`, at most MOST_FEW
     rows."""
 
     def __init__(

@@ -61,7 +61,7 @@ class RouterParts:
 
 
 class NativeRouter:
-    """One layer's router. Inputs are contiguous, fp32 or bf16, at most FEW_ROWS rows, on the CPU."""
+    """One layer's router. Inputs are contiguous, fp32 or bf16, at most MOST_FEW rows, on the CPU."""
 
     def __init__(self, library: NativeLibrary, routing: Routing, parts: RouterParts) -> None:
         experts, hidden = parts.weight.shape

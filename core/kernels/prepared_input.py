@@ -7,7 +7,7 @@ from torch import Tensor
 
 from core.kernels.column_order import ColumnOrder
 from core.kernels.native_abi import TYPES
-from core.kernels.native_library import FEW_ROWS, NativeLibrary
+from core.kernels.native_library import MOST_FEW, NativeLibrary
 
 
 class HostInput:
@@ -42,7 +42,7 @@ class HostInput:
             # index_select is faster for few rows, advanced indexing for many.
             columns = order.columns
             self._ordered[order] = HostInput(
-                self.x.index_select(1, columns) if self.rows <= FEW_ROWS else self.x[:, columns]
+                self.x.index_select(1, columns) if self.rows <= MOST_FEW else self.x[:, columns]
             )
         return self._ordered[order]
 

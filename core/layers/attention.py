@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from core.kernels import native_prompt
 from core.kernels.native_latent import LEAST_LATENTS
-from core.kernels.native_library import FEW_ROWS, AttentionCall, NativeLibrary, native
+from core.kernels.native_library import MOST_FEW, AttentionCall, NativeLibrary, native
 from core.kernels.packed_states import Stored, as_stored
 from core.kernels.packed_width import PACKED
 from core.layers.kv_heads import DividedStates
@@ -173,7 +173,7 @@ def latents_suit(latents: Latents, query: Tensor, mask: Tensor | None) -> bool:
     rows, library = query.shape[2], native()
     plain = type(query) is Tensor and query.dtype is latents.heads.dtype and query.stride(3) == 1
     masked = rows == 1 if mask is None else mask.dtype is torch.bool and mask.shape[1] == 1
-    return plain and masked and rows <= FEW_ROWS and library is not None
+    return plain and masked and rows <= MOST_FEW and library is not None
 
 
 def attend_latents(latents: Latents, query: Tensor, mask: Tensor | None, scaling: float | None) -> Tensor:

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from core.errors import ModelFailed
 from core.kernels.native_layer import NativeLayer
-from core.kernels.native_library import FEW_ROWS
+from core.kernels.native_library import MOST_FEW
 from core.kernels.native_run import NativeRun, RunLayer, Sight
 from core.kernels.packed_states import as_stored
 from core.layers.after_attention import AfterAttention
@@ -53,7 +53,7 @@ class FusedForward:
         self, layer: Any, one: NativeLayer, few: NativeLayer | None, make: Make,
         rest: AfterAttention | None,
     ) -> None:  # fmt: skip
-        """`one` computes single rows, `few` up to FEW_ROWS: the fastest library may differ.
+        """`one` computes single rows, `few` up to MOST_FEW: the fastest library may differ.
 
         `rest`: the part after attention, if it is not included in them.
         """
@@ -66,7 +66,7 @@ class FusedForward:
         self.half_angles = make.half_angles
         self.residual = make.residual
         self.sinks = sinks_of(layer.self_attn)
-        self.most_rows = min(FEW_ROWS, MOST_SHARED_ROWS * one.kv_heads // one.heads) if few else 1
+        self.most_rows = min(MOST_FEW, MOST_SHARED_ROWS * one.kv_heads // one.heads) if few else 1
         self.scale = float(layer.self_attn.scaling)
         self.index = getattr(layer.self_attn, "layer_idx", None)
         self.window = getattr(layer.self_attn, "sliding_window", None)

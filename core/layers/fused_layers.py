@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from core.kernels.native_layer import ACTIVATIONS, LayerParts, NativeLayer
-from core.kernels.native_library import FEW_ROWS, NativeLibrary
+from core.kernels.native_library import MOST_FEW, NativeLibrary
 from core.layers import experts_beside, moe
 from core.layers.after_attention import AfterAttention
 from core.layers.fused_forward import FusedForward, LayerRun, Make, link
@@ -109,7 +109,7 @@ def release(layers: list[nn.Module]) -> None:
 
 
 class Libraries(NamedTuple):
-    """The library that multiplies one row with all linears of a layer, and that for up to FEW_ROWS, if there is one."""
+    """The library that multiplies one row with all linears of a layer, and that for up to MOST_FEW, if there is one."""
 
     one: NativeLibrary
     few: NativeLibrary | None
@@ -119,7 +119,7 @@ class Libraries(NamedTuple):
         if self.few is None or own.few is None:
             return self == own
         linears = _linears(layer)
-        return _are_alike(linears, self.one, 1) and _are_alike(linears, self.few, FEW_ROWS)
+        return _are_alike(linears, self.one, 1) and _are_alike(linears, self.few, MOST_FEW)
 
 
 def _libraries(layer: nn.Module) -> Libraries | None:
@@ -137,7 +137,7 @@ def _libraries(layer: nn.Module) -> Libraries | None:
         return None
     if any(one.bias is not None for one in linears[4:]) or (one := _common_library(linears, 1)) is None:
         return None
-    return Libraries(one, _common_library(linears, FEW_ROWS))
+    return Libraries(one, _common_library(linears, MOST_FEW))
 
 
 def _children(layer: nn.Module) -> dict[str, nn.Module]:

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from core.kernels.native_experts import NativeExperts
 from core.kernels.native_layer import ACTIVATIONS, NormParts
-from core.kernels.native_library import FEW_ROWS
+from core.kernels.native_library import MOST_FEW
 from core.kernels.native_mixture import NativeMixture, SharedExpert
 from core.kernels.native_router import NativeRouter
 from core.layers import experts_beside, moe
@@ -58,7 +58,7 @@ class Block:
         The library is the one chosen for the experts; the other parts differ little between libraries.
         """
         experts = self.experts.native(rows * self.router.routing.choices)
-        if rows > FEW_ROWS or experts is None:
+        if rows > MOST_FEW or experts is None:
             return None
         hosts = [one.host for one in self.linears]
         ours = not hosts or (common_library(hosts, rows) is not None and self._is_alike(experts, rows))
@@ -79,7 +79,7 @@ class FusedMixture:
         self._pair = pair
         self._shared = block.shared(activation)
         self._made: dict[NativeExperts, NativeMixture] = {}
-        self._by_rows = [self._native(rows) for rows in range(1, FEW_ROWS + 1)]
+        self._by_rows = [self._native(rows) for rows in range(1, MOST_FEW + 1)]
 
     def __call__(self, hidden_states: Tensor, *args: Any, **kwargs: Any) -> Any:
         """(..., K) -> (..., K)."""
@@ -92,7 +92,7 @@ class FusedMixture:
 
     def native(self, rows: int) -> NativeMixture | None:
         """Return the native call for so many rows; None if there is none."""
-        return self._by_rows[rows - 1] if 0 < rows <= FEW_ROWS else None
+        return self._by_rows[rows - 1] if 0 < rows <= MOST_FEW else None
 
     def _native(self, rows: int) -> NativeMixture | None:
         experts = self._block.takes(rows)

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from core.kernels.native_library import FEW_ROWS, NativeLibrary, native
+from core.kernels.native_library import MOST_FEW, NativeLibrary, native
 from core.kernels.native_router import KINDS, MOST_EXPERTS, NativeRouter, RouterParts, Routing
 from core.kernels.quantized_weight import QuantizedWeight
 from core.layers import moe
@@ -41,7 +41,7 @@ class FusedRouter:
     def __call__(self, hidden_states: Tensor) -> Any:
         """(..., K) -> scores, shares and numbers of the chosen experts, by row."""
         x = hidden_states.reshape(-1, hidden_states.shape[-1])
-        if x.shape[0] > FEW_ROWS or x.dtype is not self._dtype or not x.is_contiguous():
+        if x.shape[0] > MOST_FEW or x.dtype is not self._dtype or not x.is_contiguous():
             return self._own(hidden_states)
         return self.native(x)
 
@@ -123,7 +123,7 @@ def _recognised(router: Any, parts: RouterParts, library: NativeLibrary, dtype: 
     expected, best, most = _dense(own[1], own[2], experts), None, SAME_ROWS
     for routing in _candidates(router, dtype, rounded_shares=own[1].dtype is torch.bfloat16):
         ours = NativeRouter(library, routing, parts)
-        found = torch.cat([_dense(*ours(part)[1:], experts) for part in torch.split(x, FEW_ROWS)])
+        found = torch.cat([_dense(*ours(part)[1:], experts) for part in torch.split(x, MOST_FEW)])
         near = (found - expected).abs().sum(1) <= NEAR * expected.abs().sum(1)
         near &= ((found != 0) == (expected != 0)).all(1)  # an expert's share may be almost zero
         if (same := float(near.float().mean())) >= most and (best is None or same > most):

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from core.accelerators.base import Accelerator
-from core.kernels.cuda_dequant import MOST_ROWS
+from core.kernels.cuda_dequant import MOST_FEW
 from core.kernels.device_products import ListedProducts, listed_products
 from core.kernels.quantized_weight import QuantizedWeight
 from core.offload.hetero_linear import HeteroLinear
@@ -33,7 +33,7 @@ class HeldAtOnce:
 
     def takes(self, tokens: int) -> bool:
         """Return whether an expert with so many tokens can be computed at once with others."""
-        return tokens <= MOST_ROWS
+        return tokens <= MOST_FEW
 
     def launch(
         self, experts: Sequence[int], x: Tensor, numbers: Tensor, shares: Tensor, out: Tensor, nbytes: int

@@ -17,7 +17,7 @@ from transformers.cache_utils import Cache
 
 from core.kernels.native_heads import NativeHeads
 from core.kernels.native_latent import WAYS, Angles, LatentParts, NativeLatent
-from core.kernels.native_library import FEW_ROWS, NativeLibrary
+from core.kernels.native_library import MOST_FEW, NativeLibrary
 from core.layers.kv_cache import CACHE_NAMES
 from core.layers.kv_layers import PreallocatedLayer
 from core.layers.latent_attention import EXPANSION, Expansion
@@ -43,12 +43,12 @@ class FusedLatent:
     """The forward of one layer's attention: ours for few rows after earlier tokens, otherwise its own."""
 
     def __init__(self, module: Any, one: NativeLatent, few: NativeLatent | None, dtype: torch.dtype) -> None:
-        """`one` computes single rows, `few` up to FEW_ROWS: the fastest library may differ."""
+        """`one` computes single rows, `few` up to MOST_FEW: the fastest library may differ."""
         self.own = module.forward
         self._one = one
         self._few = few or one
         self._dtype = dtype
-        self._most_rows = FEW_ROWS if few else 1
+        self._most_rows = MOST_FEW if few else 1
         self._index = module.layer_idx
         self._cache_name = _cache_name(module)
 
@@ -147,7 +147,7 @@ def _fused(module: Any, way: str, dtype: torch.dtype) -> FusedLatent | None:
         heads.keys, heads.values, module.o_proj.host.weight, module.scaling, way,
     )  # fmt: skip
     hosts = [one.host for one in linears]
-    one, few = (_native(parts, common_library(hosts, rows), rows) for rows in (1, FEW_ROWS))
+    one, few = (_native(parts, common_library(hosts, rows), rows) for rows in (1, MOST_FEW))
     return None if one is None else FusedLatent(module, one, few, dtype)
 
 

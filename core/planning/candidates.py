@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import accumulate
 
 from core.planning.capture import layers_on_card
@@ -22,6 +22,7 @@ from core.planning.memory_budget import (
     weights_on_card,
 )
 from core.planning.row_split import STREAMING, best_streams, nothing_resident, resident_choices
+from core.planning.speculation import CHECKED
 from core.spec import (
     BUCKET_TOKENS,
     DECODE,
@@ -102,7 +103,6 @@ class Chosen:
     candidate: Candidate
     streamed: tuple[tuple[float, ...], ...]
     decode: Times
-    few: Times
     prefill: Times
 
 
@@ -132,10 +132,23 @@ def _chosen(best: Candidate, spec: ModelSpec, occupied: int) -> Chosen:
     streamed = tuple(best.best(bucket)[0] for bucket in range(len(BUCKET_TOKENS)))
     held = best.residents
     costs = fixed_costs(spec, best.machine, best.kv_devices, occupied, held.host_layers, held.replayed, best.kv_part)
-    decode, few, prefill = (
-        best.times(bucket, streamed[bucket], costs) for bucket in (DECODE, FEW, best.prefill_bucket)
-    )
-    return Chosen(best, streamed, decode, few, prefill)
+    decode, prefill = (best.times(bucket, streamed[bucket], costs) for bucket in (DECODE, best.prefill_bucket))
+    return Chosen(best, streamed, decode, prefill)
+
+
+def check_s(spec: ModelSpec, format: Format, chosen: Chosen, occupied: int) -> tuple[float, ...]:
+    """Return the seconds of passes over CHECKED rows, after `occupied` tokens."""
+    best, held = chosen.candidate, chosen.candidate.residents
+    after = [item.after for item in best.classes]
+    how = {"head_copy": best.head_copy > 0, "paired": any(after), "by_heads": best.kv_part < 1}
+    found = []
+    for rows in CHECKED:
+        costs = fixed_costs(
+            spec, best.machine, best.kv_devices, occupied, held.host_layers, held.replayed, best.kv_part, rows
+        )
+        priced = replace(best, classes=classify(spec, format, best.machine, **how, few=rows))
+        found.append(priced.times(FEW, chosen.streamed[FEW], costs).total)
+    return tuple(found)
 
 
 def gpu_candidates(

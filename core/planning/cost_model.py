@@ -33,6 +33,7 @@ from core.spec import (
     Storage,
     Strategy,
     Times,
+    tokens_with,
 )
 
 NEARLY_ALL = 0.9
@@ -120,11 +121,13 @@ def classify(
     head_copy: bool = False,
     paired: bool = False,
     by_heads: bool = False,
+    few: int = BUCKET_TOKENS[FEW],
 ) -> tuple[GroupClass, ...]:
     """Group the model's linears into classes, with this machine's times.
 
     `head_copy`: the output head has a copy. `paired`: following linears belong to the group before them, if they can be
-    split alike. `by_heads`: output projections belong to the queries, keys and values before them.
+    split alike. `by_heads`: output projections belong to the queries, keys and values before them. `few`: the rows that
+    represent the bucket FEW.
     """
     groups: dict[int, list[int]] = {}
     for index, linear in enumerate(spec.linears):
@@ -134,7 +137,7 @@ def classify(
     for members in groups.values():
         signature = tuple(_make(spec, format, spec.linears[index]) for index in members)
         classes.setdefault(signature, []).append(tuple(members))
-    return tuple(_class(spec, format, machine, members, head_copy=head_copy) for members in classes.values())
+    return tuple(_class(spec, format, machine, members, few, head_copy=head_copy) for members in classes.values())
 
 
 def _make(spec: ModelSpec, format: Format, linear: LinearSpec) -> Make:
@@ -143,19 +146,18 @@ def _make(spec: ModelSpec, format: Format, linear: LinearSpec) -> Make:
 
 
 def _class(
-    spec: ModelSpec, format: Format, machine: MachineRates, members: list[tuple[int, ...]], *, head_copy: bool
+    spec: ModelSpec, format: Format, machine: MachineRates, members: list[tuple[int, ...]], few: int, *, head_copy: bool
 ) -> GroupClass:
     linears = [spec.linears[index] for index in members[0]]
     paired = linears[-1].group != linears[0].group
     # The head computes only a prompt's last position, but all rows of a few-row pass that verifies drafts.
-    tokens = BUCKET_TOKENS[: FEW + 1] + (1,) * len(BUCKET_TOKENS[FEW + 1 :])
-    is_head = linears[0].name == spec.head
-    tokens = tokens if is_head else BUCKET_TOKENS
+    is_head, tokens = linears[0].name == spec.head, tokens_with(few)
+    tokens = (*tokens[: FEW + 1], *(1 for _ in tokens[FEW + 1 :])) if is_head else tokens
     work = [_work(spec, format, linear, tokens) for linear in linears]
     work = _copied(spec, format, work[0]) if is_head and head_copy else work
     profile = machine.profile
-    on_cpu = [cpu_rate(machine.hardware, one.storage, machine.threads) for one in work]
-    on_gpu = [gpu_rate(machine.gpu, one.storage) for one in work] if machine.gpu else on_cpu
+    on_cpu = [cpu_rate(machine.hardware, one.storage, machine.threads).for_rows(few) for one in work]
+    on_gpu = [gpu_rate(machine.gpu, one.storage).for_rows(few) for one in work] if machine.gpu else on_cpu
     launch = machine.gpu.launch_s if machine.gpu else 0.0
     # All experts of a token are one call.
     call_s = len(linears) * machine.hardware.cpu.call_s * (between_share(spec) if machine.gpu is None else 1.0)

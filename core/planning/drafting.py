@@ -9,7 +9,7 @@ from core.planning.calibration import fully_resident
 from core.planning.memory_budget import gpu_workspace, vram_limit
 from core.planning.planner import place
 from core.planning.speculation import LIKELY_ACCEPTANCE, MOST_ROWS, Prices, best_size, expected_gain
-from core.spec import BUCKET_TOKENS, FEW, Budget, Format, Hardware, ModelSpec, Plan
+from core.spec import Budget, Format, Hardware, ModelSpec, Plan
 
 DRAFT_FORMAT: Format = "int4"
 
@@ -85,13 +85,12 @@ def without_kv(spec: ModelSpec) -> ModelSpec:
 def prices(target: Plan, draft: Plan | None) -> Prices:
     """Return the prices of drafting according to these plans; `draft` None if drafting costs nothing."""
     one = target.decode_times.total
-    row = max(0.0, target.few_times.total - one) / (BUCKET_TOKENS[FEW] - 1)
-    return Prices(draft.decode_times.total / one if draft else 0.0, row / one)
+    return Prices(draft.decode_times.total / one if draft else 0.0, tuple(seconds / one for seconds in target.check_s))
 
 
 def _gain(target: Plan, draft: Plan) -> float:
-    asked = prices(target, draft)
-    return expected_gain(LIKELY_ACCEPTANCE, best_size(LIKELY_ACCEPTANCE, asked), asked)
+    cost = prices(target, draft).of_pass
+    return expected_gain(LIKELY_ACCEPTANCE, best_size(LIKELY_ACCEPTANCE, cost), cost)
 
 
 def entirely_on_gpu(draft: ModelSpec, hardware: Hardware, wishes: Budget, *, few: bool) -> tuple[Plan, int] | None:

@@ -97,8 +97,8 @@ def expert_rates(spec: ModelSpec, format: Format, machine: MachineRates) -> Expe
         return None
     storage, profile, link = spec.storage(experts, format), machine.profile, machine.gpu.link
     return ExpertRates(
-        cpu=_slowed(cpu_rate(machine.hardware, storage, machine.threads), profile.cpu),
-        card=_slowed(gpu_rate(machine.gpu, storage), profile.gpu),
+        cpu=cpu_rate(machine.hardware, storage, machine.threads).scaled(1 / profile.cpu),
+        card=gpu_rate(machine.gpu, storage).scaled(1 / profile.gpu),
         copy_s=machine.link_s("hetegen") / machine.link_under_cpu,
         piece_s=machine.piece_s / machine.link_under_cpu,
         exchange_s=profile.overhead * (link.sync_s + link.back_s),
@@ -186,8 +186,3 @@ def _least(totals: Sequence[float]) -> int:
     """Return the index of the least total, or 0 unless it is clearly less than the first."""
     best = min(range(len(totals)), key=totals.__getitem__)
     return best if totals[best] < WORTH * totals[0] else 0
-
-
-def _slowed(rate: KernelRate, factor: float) -> KernelRate:
-    one, few, some, many = (flops / factor for flops in rate.flops)
-    return KernelRate(rate.storage, rate.bytes_s / factor, (one, few, some, many))

@@ -7,7 +7,7 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 from core.planning.machine_rates import GUESSED_FLOPS, MachineRates
-from core.spec import BUCKET_LIMITS, BUCKET_TOKENS, FEW, PREFILL, ModelSpec
+from core.spec import BUCKET_LIMITS, BUCKET_TOKENS, FEW, PREFILL, ModelSpec, tokens_with
 
 DENSE_GROUPS, EXPERT_GROUPS, FUSED_SHARE = (3, 1, 2, 1), (3, 1, 1, 1), 0.2
 """Linears of a layer by shared input (q, k, v; output; gate, up, or those of experts; down) that
@@ -27,18 +27,19 @@ class FixedCosts:
 def fixed_costs(
     spec: ModelSpec, machine: MachineRates, kv_devices: Sequence[int], occupied: int,
     host_layers: Collection[int] = (), replayed: Collection[int] = (), kv_part: float = 1.0,
+    few: int = BUCKET_TOKENS[FEW],
 ) -> FixedCosts:  # fmt: skip
     """Return the costs with attention over `occupied` tokens, with `kv_devices` and `host_layers` as in a Plan.
 
     `replayed`: layers that are captured as graphs. `kv_part`: the share of the heads of every layer that is on the
-    card; the CPU computes the others at the same time.
+    card; the CPU computes the others at the same time. `few`: the rows that represent the bucket FEW.
     """
     sizes = [layer.nbytes(occupied) for layer in spec.kv_layers]
     on_host = sum(size * (1 - kv_part if device >= 0 else 1) for size, device in zip(sizes, kv_devices, strict=True))
     away = sum(device < 0 for device in kv_devices)
     share = on_host / max(1, sum(sizes))
     attention, overhead = [], []
-    for bucket, m in enumerate(BUCKET_TOKENS):
+    for bucket, m in enumerate(tokens_with(few)):
         hosted, graphs = (len(host_layers), len(replayed)) if bucket <= FEW else (0, 0)
         operations = 4.0 * m * (occupied + m) / 2 * spec.hidden * spec.layers if m > 1 else 0.0
         host = _host_attention(spec, machine, m, occupied, on_host, share)

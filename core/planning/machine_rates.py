@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from core.spec import COPY_PIECE, FEW, LAYOUTS, Gpu, Hardware, KernelRate, Profile, Storage, Strategy, kin
 
@@ -76,12 +76,7 @@ def cpu_rate(hardware: Hardware, storage: Storage, threads: int) -> KernelRate:
     rate = found or KernelRate(storage, cpu.read_bytes_s * GUESSED_BYTES_SHARE, GUESSED_FLOPS)
     scale = min(1.0, threads / max(1, cpu.threads))
     # Half of the cores already saturate the memory; operations scale with the cores.
-    flops = rate.flops
-    return KernelRate(
-        storage,
-        rate.bytes_s * min(1.0, 2 * scale),
-        (flops[0] * scale, flops[1] * scale, flops[2] * scale, flops[3] * scale),
-    )
+    return replace(rate.scaled(scale), storage=storage, bytes_s=rate.bytes_s * min(1.0, 2 * scale))
 
 
 def gpu_rate(gpu: Gpu, storage: Storage) -> KernelRate:

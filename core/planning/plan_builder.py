@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from core.planning.candidates import Chosen
+from core.planning.candidates import Chosen, check_s
 from core.planning.cost_model import TYPICAL_CONTEXT
 from core.planning.expert_work import expert_rates
 from core.planning.machine_rates import MachineRates
@@ -72,7 +72,7 @@ def assemble(spec: ModelSpec, strategy: Strategy, format: Format, context: int, 
         prefill=_prediction(best.candidate.chunk / best.prefill.total, confidence),
         confidence=confidence,
         decode_times=best.decode,
-        few_times=best.few,
+        check_s=check_s(spec, format, best, min(context, TYPICAL_CONTEXT)),
         prefill_times=best.prefill,
         bytes_per_token=reading,
         ideal_ms=1000 * _ideal_s(hardware, machine.gpu, reading),

@@ -7,10 +7,16 @@ equation 1).
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import accumulate, pairwise
 
-MOST_ROWS = 8
-"""Certain and drafted tokens of one pass: kernels for few rows take so many at little more than the cost of one."""
+from core.spec import BUCKET_LIMITS, FEW
+
+MOST_ROWS = BUCKET_LIMITS[FEW]
+"""Certain and drafted tokens of one pass: in one bucket all use the same kernels and the same division of rows."""
+CHECKED = (2, 4, 8, MOST_ROWS)
+"""Numbers of rows for which passes are priced; prices between them are interpolated."""
 
 LIKELY_ACCEPTANCE = 0.8
 """The assumed acceptance before any measurement: that of an int4 copy of SmolLM2-135M is 0.6 to 0.95
@@ -19,14 +25,30 @@ LIKELY_ACCEPTANCE = 0.8
 
 @dataclass(frozen=True)
 class Prices:
-    """Costs of drafting as multiples of a plain pass: a drafted token, and verifying it as one more row."""
+    """Costs as multiples of a plain pass: `draft`, a drafted token; `checks`, passes over CHECKED rows.
+
+    Rows cost more where kernels begin another turn, and less where they touch the same experts as others.
+    """
 
     draft: float
-    row: float
+    checks: tuple[float, ...]
+
+    @staticmethod
+    def even(draft: float, row: float) -> Prices:
+        """Return prices at which each further row costs the same."""
+        return Prices(draft, tuple(1 + (rows - 1) * row for rows in CHECKED))
+
+    def of_check(self, size: int) -> float:
+        """Return the cost of a pass that verifies `size` drafted tokens, at least that of fewer."""
+        points = list(zip((1, *CHECKED), accumulate((1.0, *self.checks), max), strict=False))
+        for (rows, cost), (more, higher) in pairwise(points):
+            if size + 1 <= more:
+                return cost + (size + 1 - rows) / (more - rows) * (higher - cost)
+        return points[-1][1]
 
     def of_pass(self, size: int) -> float:
         """Return the cost of drafting `size` tokens and of the pass that verifies them."""
-        return 1 + size * (self.draft + self.row)
+        return size * self.draft + self.of_check(size)
 
 
 def expected_tokens(acceptance: float, size: int) -> float:
@@ -34,11 +56,11 @@ def expected_tokens(acceptance: float, size: int) -> float:
     return sum(acceptance**number for number in range(size + 1))
 
 
-def expected_gain(acceptance: float, size: int, prices: Prices) -> float:
-    """Return the expected speedup over plain decoding."""
-    return expected_tokens(acceptance, size) / prices.of_pass(size)
+def expected_gain(acceptance: float, size: int, cost: Callable[[int], float]) -> float:
+    """Return the expected speedup over plain decoding; `cost`: of a pass with so many drafted tokens."""
+    return expected_tokens(acceptance, size) / cost(size)
 
 
-def best_size(acceptance: float, prices: Prices) -> int:
-    """Return the number of drafted tokens with the largest gain."""
-    return max(range(1, MOST_ROWS), key=lambda size: expected_gain(acceptance, size, prices))
+def best_size(acceptance: float, cost: Callable[[int], float]) -> int:
+    """Return the number of drafted tokens with the largest gain; `cost`: of a pass with so many."""
+    return max(range(1, MOST_ROWS), key=lambda size: expected_gain(acceptance, size, cost))

@@ -20,6 +20,7 @@ from core.model.language_model import LanguageModel
 from core.model.model_source import Source
 from core.model.placement import DevicePlacement, HostPlacement
 from core.paths import cache_folder
+from core.planning.drafting import prices
 from core.planning.expert_cache import popularity
 from core.planning.planner import place
 from core.planning.profile_store import model_key, remember
@@ -132,7 +133,7 @@ class LoadedModel:
         if draft is not None and draft.reads_ids and min(ids) < 0:  # a draft model does not see pictures
             draft = None
         models = [] if draft is None else [draft.drafter(self.cache, ids)]
-        return Speculation([PromptLookup(), *models])
+        return Speculation([PromptLookup(prices(self.plan, None)), *models])
 
     def drop_draft(self) -> None:
         """Continue without the draft model; its memory becomes available to later plans."""

@@ -22,8 +22,10 @@ from core.spec.formats import (
     bucket,
     format_named,
     kv_named,
+    tokens_with,
 )
 from core.spec.hardware import (
+    AT_ONCE,
     Cpu,
     Gpu,
     Hardware,
@@ -80,6 +82,7 @@ from core.spec.storages import (
 )
 
 __all__ = [
+    "AT_ONCE",
     "BUCKET_LIMITS",
     "BUCKET_NAMES",
     "BUCKET_TIMED",
@@ -144,5 +147,6 @@ __all__ = [
     "kin",
     "kv_named",
     "row_bytes",
+    "tokens_with",
     "turned",
 ]

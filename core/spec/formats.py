@@ -22,14 +22,19 @@ COPY_PIECE = 2 << 20
 """Large copies to a GPU are made in pieces of this size, so that a small copy of another stream waits for one at
 most."""
 
-BUCKET_LIMITS = (1, 8, 64)
-BUCKET_NAMES = ("1", "2-8", "9-64", ">64")
+BUCKET_LIMITS = (1, 16, 64)
+BUCKET_NAMES = ("1", "2-16", "17-64", ">64")
 BUCKET_TOKENS = (1, 4, 32, 512)
 """Numbers of input rows (M) that represent each bucket in planning."""
 BUCKET_TIMED = (1, 4, 32, 256)
 """Numbers of input rows with which kernels are timed; fewer in the last bucket, which dominates the measuring time."""
 DECODE, FEW, PREFILL = 0, 1, 3
 """The buckets of a single token, of few tokens, and of long prompts."""
+
+
+def tokens_with(few: int) -> tuple[int, ...]:
+    """Return BUCKET_TOKENS with other rows to represent the bucket FEW."""
+    return (*BUCKET_TOKENS[:FEW], few, *BUCKET_TOKENS[FEW + 1 :])
 
 
 def format_named(name: str) -> FormatWish:
@@ -43,5 +48,5 @@ def kv_named(name: str) -> KvFormat:
 
 
 def bucket(tokens: int) -> int:
-    """Return the index of the bucket for `tokens` input rows: 1, 2-8, 9-64, more."""
+    """Return the index of the bucket for `tokens` input rows: 1, 2-16, 17-64, more."""
     return bisect_left(BUCKET_LIMITS, tokens)

@@ -5,23 +5,54 @@ Sizes are in bytes, rates in bytes (or operations) per second, times in seconds.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
+from core.spec.formats import BUCKET_LIMITS, BUCKET_TOKENS, DECODE, FEW
 from core.spec.storages import Storage
+
+AT_ONCE = 8
+"""Rows of input that kernels multiply at a time; more take several turns."""
 
 
 @dataclass(frozen=True)
 class KernelRate:
     """A CPU's or GPU's rate for weights of one storage: `bytes_s` of weights read at M = 1, and at most `flops`
-    operations per second in each bucket of M (2 x rows x columns x M operations per linear)."""
+    operations per second in each bucket of M (2 x rows x columns x M operations per linear). `most`: the same with the
+    most rows of the bucket FEW; 0 = not measured."""
 
     storage: Storage
     bytes_s: float
     flops: tuple[float, float, float, float]
+    most: float = 0.0
 
     def seconds(self, nbytes: float, operations: float, bucket: int) -> float:
         """Return the time for weights of `nbytes` with `operations` in total."""
         return max(nbytes / self.bytes_s, operations / self.flops[bucket])
+
+    def scaled(self, by: float) -> KernelRate:
+        """Return the rate at a multiple of the speed."""
+        one, few, some, many = (by * flops for flops in self.flops)
+        return KernelRate(self.storage, by * self.bytes_s, (one, few, some, many), by * self.most)
+
+    def for_rows(self, rows: int) -> KernelRate:
+        """Return the rate with so many rows, of those in the bucket FEW, as its example."""
+        if rows == BUCKET_TOKENS[FEW]:
+            return self
+        one, _, some, many = self.flops
+        return replace(self, flops=(one, rows / self._few_s(rows), some, many))
+
+    def _few_s(self, rows: int) -> float:
+        """Return the time of `rows` rows, in seconds per operation of one of them.
+
+        A line through one row and the bucket's example, and beyond AT_ONCE one to the most rows.
+        """
+        example, limit = BUCKET_TOKENS[FEW], BUCKET_LIMITS[FEW]
+        one = 1 / self.flops[DECODE]
+        row = max(0.0, example / self.flops[FEW] - one) / (example - 1)
+        if not self.most or rows <= AT_ONCE:
+            return one + (rows - 1) * row
+        turn = one + (AT_ONCE - 1) * row
+        return turn + (rows - AT_ONCE) / (limit - AT_ONCE) * max(0.0, limit / self.most - turn)
 
 
 @dataclass(frozen=True)

@@ -216,7 +216,7 @@ class Plan:
     its format. The input table stays in RAM. `host_layers`: layers that the CPU computes alone in passes of few tokens.
     `mapped`: weights are used directly from the files; `from_disk` bytes of them do not fit in RAM and are read again
     for every token. `active_bytes`: weights that one token reads. `load_peak`: peak of the process's own RAM while
-    loading. `few_times`: of a pass over a few tokens. `profile`: the corrections contained in the times.
+    loading. `check_s`: seconds of passes that verify drafts. `profile`: the corrections contained in the times.
     `expert_rates`: the costs of experts beside a GPU. `head_copy`: bytes of RAM for the coarse copy of the output head;
     0 = none. `sight_gpu`: the GPU for the vision part, -1 = RAM. `captured`: layers whose work may be replayed there.
     """
@@ -239,7 +239,7 @@ class Plan:
     prefill: Prediction
     confidence: Confidence
     decode_times: Times
-    few_times: Times
+    check_s: tuple[float, ...]
     prefill_times: Times
     bytes_per_token: BytesPerToken
     ideal_ms: float

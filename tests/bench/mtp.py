@@ -24,10 +24,10 @@ from core.commands.bench import STRATEGIES
 from core.events import LOOKUP, MTP, LoadOptions, Sampling, never
 from core.generation.generate import DrawnToken, generate
 from core.generation.sampler import make_sampler, resolve
-from core.generation.speculation import Speculation
 from core.planning.drafting import prices
 from core.runtime.loaded_model import LoadedModel
 from core.runtime.loader import load_model
+from tests.bench.speculation import Counted
 from tests.core.assistants import make_pair
 from tests.core.families import EXPERT_FAMILIES, make_model
 from tests.core.mtp_heads import add_mtp, make_predictable
@@ -81,11 +81,11 @@ def load(folder: Path, options: argparse.Namespace, draft: str) -> LoadedModel:
     return model
 
 
-def rate(model: LoadedModel, count: int) -> tuple[float, list[int], Speculation]:
+def rate(model: LoadedModel, count: int) -> tuple[float, list[int], Counted]:
     """Return tokens/s of `count` tokens after the first ones, during which draft sizes settle."""
     model.cache.reset()
     ids = list(range(7, 71))
-    ahead = Speculation([model.draft.drafter(model.cache, ids)] if model.draft else [])
+    ahead = Counted([model.draft.drafter(model.cache, ids)] if model.draft else [])
     tokens, moments = list[int](), list[float]()
     sample = make_sampler(resolve(Sampling(temperature=0.0), Sampling()))
     for step in generate(model.model, model.cache, ids, sample, never, model.plan.prefill_chunk, ahead):
@@ -111,7 +111,7 @@ def measured(folder: Path, options: argparse.Namespace, drafter: str) -> dict[st
         "tok_s": round(statistics.median(before for before, _ in pairs), 2),
         "with_drafts": round(statistics.median(after for _, after in pairs), 2),
         "ratio": round(statistics.median(after / before for before, after in pairs), 3),
-        "predicted_ratio": round(ahead.tokens / (ahead.passes + ahead.drafted * (asked.draft + asked.row)), 3),
+        "predicted_ratio": round(ahead.tokens / sum(map(asked.of_pass, ahead.sizes)), 3),
         "expected_gain": round(drafted.draft.gain, 3),
         "acceptance": ahead.acceptance,
         "tokens_per_pass": ahead.tokens_per_pass,

@@ -15,6 +15,7 @@ import json
 import random
 import statistics
 import time
+from collections.abc import Sequence
 from typing import Any
 
 from core.commands.arguments import size
@@ -23,7 +24,7 @@ from core.events import LOOKUP, SELF, LoadOptions, Message, Sampling, never
 from core.generation.generate import DrawnToken, generate
 from core.generation.prompt_lookup import PromptLookup
 from core.generation.sampler import make_sampler, resolve
-from core.generation.speculation import Speculation
+from core.generation.speculation import Drafter, Speculation
 from core.planning.drafting import prices
 from core.runtime.loaded_model import LoadedModel
 from core.runtime.loader import load_model
@@ -66,12 +67,14 @@ TEXTS = {
 
 
 class Counted(Speculation):
-    """Also counts the passes that checked drafts."""
+    """Also keeps the numbers of tokens that each pass verified."""
 
-    checks = 0
+    def __init__(self, drafters: Sequence[Drafter]) -> None:
+        super().__init__(drafters)
+        self.sizes: list[int] = []
 
     def passed(self, drafted: int, taken: int, seconds: float) -> None:
-        self.checks += drafted > 0
+        self.sizes.append(drafted)
         super().passed(drafted, taken, seconds)
 
 
@@ -86,13 +89,14 @@ def load(options: argparse.Namespace, draft: str) -> LoadedModel:
 
 def drafters(model: LoadedModel) -> Counted:
     """Return the model's own drafter, or prompt lookup if it has none."""
-    return Counted([model.draft.drafter(model.cache, [1])] if model.draft else [PromptLookup()])
+    lookup = PromptLookup(prices(model.plan, None))
+    return Counted([model.draft.drafter(model.cache, [1])] if model.draft else [lookup])
 
 
-def predicted(model: LoadedModel, passes: int, tokens: int, tried: int) -> float:
-    """Return the gain, by the plan's prices, of `passes` that drafted `tried` tokens and yielded `tokens`."""
+def predicted(model: LoadedModel, sizes: Sequence[int], tokens: int) -> float:
+    """Return the gain, by the plan's prices, of passes that drafted so many tokens each and yielded `tokens`."""
     asked = prices(model.plan, model.draft.plan if model.draft else None)
-    return tokens / (passes + tried * (asked.draft + asked.row))
+    return tokens / sum(map(asked.of_pass, sizes))
 
 
 def rate(model: LoadedModel, question: str, temperature: float, ahead: Speculation | None, count: int) -> float:
@@ -121,19 +125,18 @@ def compare(
     plain: LoadedModel, drafted: LoadedModel, temperature: float, options: argparse.Namespace
 ) -> dict[str, Any]:
     """Run both alternately over all questions; return medians over the pairs."""
-    pairs, passes, tokens, tried, taken = [], 0, 0, 0, 0
+    pairs, sizes, tokens, taken = [], list[int](), 0, 0
     rate(plain, "Hello.", 0.0, None, 8)
     for question in TEXTS[options.text][: options.questions] * options.rounds:
         ahead = drafters(drafted)
         before = rate(plain, question, temperature, None, options.tokens)
         after = rate(drafted, question, temperature, ahead, options.tokens)
         pairs.append((before, after))
-        passes, tokens = passes + ahead.passes, tokens + ahead.tokens
-        tried, taken = tried + ahead.drafted, taken + ahead.taken
+        sizes, tokens, taken = sizes + ahead.sizes, tokens + ahead.tokens, taken + ahead.taken
     ratio = statistics.median(after / before for before, after in pairs)
     # A drafting model takes memory from the other one, which is then slower by itself.
     slower = drafted.plan.decode_times.total / plain.plan.decode_times.total
-    guess = predicted(drafted, passes, tokens, tried) / slower
+    guess, tried = predicted(drafted, sizes, tokens) / slower, sum(sizes)
     return {
         "draft": options.draft,
         "format": options.format,
@@ -146,8 +149,9 @@ def compare(
         "predicted": round(guess, 3),
         "error": round(guess / ratio - 1, 3),
         "expected": round(drafted.draft.gain, 3) if drafted.draft else None,
-        "tokens_per_pass": round(tokens / passes, 2),
+        "tokens_per_pass": round(tokens / len(sizes), 2),
         "acceptance": round(taken / tried, 3) if tried else None,
+        "longest_draft": max(sizes),
     }
 
 

@@ -1,4 +1,4 @@
-/* At most FEW_ROWS rows of input times weights of eight or fewer bits on AVX2, one strip of 256 columns at a time:
+/* Few rows of input times weights of eight or fewer bits on AVX2, one strip of 256 columns at a time:
  * eight groups of 32, one per lane of a register. A row's values are transposed so that register i holds the i-th four
  * columns of every group; inputs are stored in that order. All products of a group thus accumulate in its lane, and its
  * scale is applied once. An input row gives the same bits whatever the other rows are. The last strip of a row may have
@@ -202,16 +202,11 @@ ISA INLINE void few_row(const Job *job, int64_t row, const Layout l, const int M
     UNROLL for (int m = 0; m < M; m++) put(job, m, row, add_lanes(sum[m]));
 }
 
-/* All rows [row, end) of a layout that is a compile-time constant, so that the loop has no layout branches. */
-#define LAYOUT_CASE(M, layout) \
-    case M: for (; row < end; row++) few_row(job, row, layout, M); break;
-#define FEW(name, layout)                                                                                       \
-    ISA static void name(const Job *job, int64_t row, int64_t end) {                                            \
-        const Layout l = layout;                                                                                \
-        switch (job->input->m) {                                                                                \
-            LAYOUT_CASE(1, l) LAYOUT_CASE(2, l) LAYOUT_CASE(3, l) LAYOUT_CASE(4, l)                             \
-            LAYOUT_CASE(5, l) LAYOUT_CASE(6, l) LAYOUT_CASE(7, l) LAYOUT_CASE(8, l)                             \
-        }                                                                                                       \
+/* All rows [begin, end) of a layout that is a compile-time constant, so that the loop has no layout branches. */
+#define FEW(name, layout)                                             \
+    ISA static void name(const Job *job, int64_t begin, int64_t end) { \
+        const Layout l = layout;                                      \
+        IN_TURNS(few_row(own, r, l, M))                               \
     }
 FEW(int4_few, layout_of(INT4))
 FEW(int6_few, layout_of(INT6))
@@ -299,10 +294,10 @@ ISA INLINE void arrange_strip(const Input *in, int64_t row, int64_t b, const int
     }
 }
 
-/* Reorder an input row for the kernels of at most FEW_ROWS rows; those for more rows take it unchanged. */
+/* Reorder an input row for the kernels of at most MOST_FEW rows; those for more rows take it unchanged. */
 ISA static void arrange(const Input *in, int64_t row) {
     int64_t b = 0;
-    if (in->m > FEW_ROWS) return;
+    if (in->m > MOST_FEW) return;
     for (; b + STRIP_BLOCKS <= in->blocks; b += STRIP_BLOCKS) arrange_strip(in, row, b, 0);
     if (b < in->blocks) arrange_strip(in, row, b, 1);
 }

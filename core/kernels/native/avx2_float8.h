@@ -64,13 +64,10 @@ ISA static void multiply_float8(const Job *job, int64_t row, int64_t end, Scratc
     }
 }
 
-#define FLOAT8_CASE(M) \
-    case M: for (int64_t row = begin; row < end; row++) float8_few(job, row, M); break;
 ISA static void float8_rows(const Job *job, int64_t begin, int64_t end, uint8_t *scratch) {
-    switch (job->input->m) {
-        FLOAT8_CASE(1) FLOAT8_CASE(2) FLOAT8_CASE(3) FLOAT8_CASE(4)
-        FLOAT8_CASE(5) FLOAT8_CASE(6) FLOAT8_CASE(7) FLOAT8_CASE(8)
-        default:
-            for (int64_t row = begin; row < end; row += PANEL_ROWS) multiply_float8(job, row, end, (Scratch *)scratch);
+    if (job->input->m > MOST_FEW) {
+        for (int64_t row = begin; row < end; row += PANEL_ROWS) multiply_float8(job, row, end, (Scratch *)scratch);
+        return;
     }
+    IN_TURNS(float8_few(own, r, M))
 }

@@ -1,7 +1,5 @@
-/* Grouped weights on AVX2 with more than FEW_ROWS input rows, one loop for all layouts without panels. Included in
+/* Grouped weights on AVX2 with more than MOST_FEW input rows, one loop for all layouts without panels. Included in
  * avx2_kernels.h. */
-
-enum { ROWS_IN_CACHE = 16 };
 
 /* Unpack the four groups of 32 columns of pair p of a row as operands for the multiplier. */
 ISA INLINE void unpack_pair(const uint8_t *row, int64_t p, const Layout *l, __m256i w[4]) {
@@ -92,7 +90,7 @@ GROUPED_ROWS(bytes16_rows, 16, 0)
 ISA static void grouped_rows(const Job *job, int64_t begin, int64_t end, uint8_t *scratch) {
     const Layout l = layout_of(job->format);
     if (job->format == FLOAT8) float8_rows(job, begin, end, scratch);
-    else if (job->input->m <= FEW_ROWS) few_kernel(job->format)(job, begin, end);
+    else if (job->input->m <= MOST_FEW) few_kernel(job->format)(job, begin, end);
     else if (l.values == HALVES && l.group == 32) panels(job, begin, end, scratch, GROUPED);
     else if (l.values == SIXES && l.group == 32) six_panels(job, begin, end, scratch);
     else if (takes_unsigned(&l)) (l.group == 16 ? halves16_rows : halves32_rows)(job, begin, end);

@@ -117,6 +117,67 @@ ISA INLINE void bf16_few(const Job *job, int64_t row, int64_t end, const int M) 
 
 ISA INLINE void f16_few(const Job *job, int64_t row, int64_t end, const int M) { (void)end, float_few(job, row, M, F16); }
 
+/* ---- at most MOST_FEW input rows, in turns of at most FEW_ROWS ---- */
+
+/* Rows of weights that stay in the cache between two turns, and the most turns. */
+enum { ROWS_IN_CACHE = 16, MOST_TURNS = (MOST_FEW + FEW_ROWS - 1) / FEW_ROWS };
+
+/* A job for some of the input rows: its input and output begin with the first of them. */
+typedef struct {
+    Job job;
+    Input input;
+    int64_t rows;
+} Turn;
+
+INLINE Turn turn_from(const Job *job, int64_t m0, int64_t rows) {
+    Turn t = {*job, *job->input, rows};
+    Input *in = &t.input;
+    t.job.out = (uint8_t *)job->out + m0 * job->out_stride * (job->out_type == TYPE_F32 ? 4 : 2);
+    if (in->floats) {
+        in->floats += m0 * 16;
+        return t;
+    }
+    in->q += m0 * BLOCK;
+    in->by_row += m0 * in->blocks * 2;
+    in->offsets += m0 * in->blocks * 2;
+    in->sixteens += m0 * in->blocks * 4;
+    in->totals += m0;
+    return t;
+}
+
+/* Divide the input rows among turns of nearly equal size; return their number. */
+INLINE int64_t turns_of(const Job *job, Turn turns[MOST_TURNS]) {
+    int64_t all = job->input->m, count = (all + FEW_ROWS - 1) / FEW_ROWS;
+    for (int64_t t = 0; t < count; t++) {
+        int64_t m0 = all * t / count;
+        turns[t] = turn_from(job, m0, all * (t + 1) / count - m0);
+        turns[t].job.input = &turns[t].input;
+    }
+    return count;
+}
+
+/* Evaluate `call` for each row r of weights in [begin, end) and each turn: `own` is its job, M its number of input rows,
+ * which is a compile-time constant. */
+#define TURN_CASE(count, call)                                    \
+    case count: {                                                 \
+        enum { M = count };                                       \
+        for (int64_t r = row; r < stop; r++) call;                \
+        break;                                                    \
+    }
+#define IN_TURNS(call)                                                                                      \
+    Turn turns[MOST_TURNS];                                                                                 \
+    const int64_t count = turns_of(job, turns);                                                             \
+    for (int64_t row = begin; row < end; row += ROWS_IN_CACHE) {                                            \
+        const int64_t stop = row + ROWS_IN_CACHE < end ? row + ROWS_IN_CACHE : end;                         \
+        for (int64_t t = 0; t < count; t++) {                                                               \
+            const Job *own = &turns[t].job;                                                                 \
+            switch (turns[t].rows) {                                                                        \
+                TURN_CASE(1, call) TURN_CASE(2, call) TURN_CASE(3, call) TURN_CASE(4, call)                 \
+                TURN_CASE(5, call) TURN_CASE(6, call) TURN_CASE(7, call) TURN_CASE(8, call)                 \
+            }                                                                                               \
+        }                                                                                                   \
+    }
+
 #include "avx2_scales.h"
 #include "avx2_few.h"
 #include "avx2_panels.h"
@@ -125,18 +186,13 @@ ISA INLINE void f16_few(const Job *job, int64_t row, int64_t end, const int M) {
 #include "avx2_grouped.h"
 
 /* All rows [begin, end), by the number of input rows. */
-#define FEW_CASE(kernel, M) \
-    case M: for (int64_t row = begin; row < end; row++) kernel(job, row, end, M); break;
-#define ROWS(name, kernel, format)                                                            \
-    ISA static void name(const Job *job, int64_t begin, int64_t end, uint8_t *scratch) {      \
-        if (job->input->m > FEW_ROWS) {                                                       \
-            panels(job, begin, end, scratch, format);                                         \
-            return;                                                                           \
-        }                                                                                     \
-        switch (job->input->m) {                                                              \
-            FEW_CASE(kernel, 1) FEW_CASE(kernel, 2) FEW_CASE(kernel, 3) FEW_CASE(kernel, 4)   \
-            FEW_CASE(kernel, 5) FEW_CASE(kernel, 6) FEW_CASE(kernel, 7) FEW_CASE(kernel, 8)   \
-        }                                                                                     \
+#define ROWS(name, kernel, format)                                                       \
+    ISA static void name(const Job *job, int64_t begin, int64_t end, uint8_t *scratch) { \
+        if (job->input->m > MOST_FEW) {                                                  \
+            panels(job, begin, end, scratch, format);                                    \
+            return;                                                                      \
+        }                                                                                \
+        IN_TURNS(kernel(own, r, end, M))                                                 \
     }
 ROWS(int8_rows, int8_few, INT8)
 ROWS(bf16_rows, bf16_few, BF16)

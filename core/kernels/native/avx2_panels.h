@@ -1,4 +1,4 @@
-/* More input rows than FEW_ROWS on AVX2: PANEL_ROWS rows of weights at a time are packed into a panel, one strip of
+/* More input rows than MOST_FEW on AVX2: PANEL_ROWS rows of weights at a time are packed into a panel, one strip of
  * columns after another, and each tile of TILE_ROWS input rows is multiplied with it while it is in the cache.
  *
  * A panel consists of steps. One step holds 4 bytes of each row, which are multiplied with the same 4 bytes of an

@@ -94,7 +94,7 @@ enum { MOST_STRETCHES = 1024, LEAST_FEW = 2 * PANEL, MOST_TAKEN = 1024 };
 /* The number of rows of the next stretch. With few input rows the products are memory-bound, and bandwidth drops at the
  * start of a stretch; stretches therefore begin large and shrink, so that all threads finish together. */
 static int64_t next_rows(int64_t all, int64_t left, int64_t m, int threads) {
-    int few = m <= FEW_ROWS;
+    int few = m <= MOST_FEW;
     int64_t rows = few ? left / (2 * threads) : all / (32 * threads), least = few ? LEAST_FEW : PANEL;
     rows -= rows % PANEL;
     rows = rows < least ? least : rows > MOST_TAKEN ? MOST_TAKEN : rows;
@@ -175,7 +175,7 @@ EXPORT int hetegen_input_kind(int isa, int format, int64_t m, int type) {
     if (format == BF16 && type == TYPE_BF16) return kernels_of(isa)->takes_shorts ? AS_GIVEN : FLOATS;
     if (format == BF16 || format == F16) return FLOATS;
     if (format == FLOAT8) return kernels_of(isa)->takes_shorts ? SHORT_FLOATS : FLOATS;
-    return format == INT8 && m > FEW_ROWS && kernels_of(isa)->words ? WORDS : BYTES;
+    return format == INT8 && m > MOST_FEW && kernels_of(isa)->words ? WORDS : BYTES;
 }
 
 /* The size of the buffer that hetegen_prepare fills. */
@@ -316,7 +316,7 @@ Part part_of(const Kernels *kernels, const int64_t *fields, const Input *input, 
 /* For each part: out[m][end - begin] = input x weights[begin:end]', the parts' outputs one after another. The fields of
  * a part are: address of the weights, bytes between rows, address of the scales, scales between rows, begin, end,
  * format, bytes of a row. All formats must have the same hetegen_input_kind for out_type; `input` is a buffer that
- * hetegen_prepare filled with that kind; `scratch` is threads x hetegen_panel_bytes, 64-byte aligned, if m > 8. */
+ * hetegen_prepare filled with that kind; `scratch` is threads x hetegen_panel_bytes, 64-byte aligned, if m > MOST_FEW. */
 EXPORT void hetegen_matmul(int isa, int64_t count, const int64_t *fields, const void *input, int64_t m, int64_t columns,
                            void *out, int out_type, void *scratch, int threads) {
     Input in;

@@ -54,7 +54,7 @@ static int64_t up_rows(const Experts *e) { return e->gated ? 2 * e->inner : e->i
 /* An upper bound of the bytes per input row, for any kind and type of input. */
 static int64_t row_bytes_at_most(int isa, int format, int64_t columns) {
     int64_t few = hetegen_input_bytes(1, columns, hetegen_input_kind(isa, format, 1, TYPE_F32));
-    int64_t many = hetegen_input_bytes(1, columns, hetegen_input_kind(isa, format, FEW_ROWS + 1, TYPE_F32));
+    int64_t many = hetegen_input_bytes(1, columns, hetegen_input_kind(isa, format, MOST_FEW + 1, TYPE_F32));
     return aligned(few > many ? few : many);
 }
 

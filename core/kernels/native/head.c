@@ -15,7 +15,7 @@
 
 /* SPAN rows are selected together, by the largest of their logits. BATCH rows are gathered and multiplied in one call:
  * one row alone would end before the memory pipeline is full. */
-enum { SPAN = 16, BATCH = 32, ALIGN = 64, STEPS = 16, PANELS_FROM = 5, MOST_STEP = 1024, ROWS_AHEAD = 4 };
+enum { SPAN = 16, BATCH = 32, ALIGN = 64, STEPS = 16, MOST_STEP = 1024, ROWS_AHEAD = 4 };
 
 typedef struct {
     int64_t data_bytes, scale_bytes;
@@ -25,7 +25,7 @@ typedef struct {
     const Kernels *kernels;
     const int64_t *full;
     Part coarse;
-    int64_t m, rows, spans, step, panel_bytes, wanted;
+    int64_t m, rows, spans, step, wanted;
     RowSizes sizes; /* of the full head's rows */
     Input *inputs;  /* [m]: each input row alone */
     uint8_t *out;   /* [m][rows] */
@@ -72,8 +72,8 @@ static void top_spans(const Head *h, int64_t m, int64_t begin, int64_t end) {
 static void multiply_coarse(const void *context, int64_t task, int64_t thread) {
     const Head *h = context;
     int64_t begin = task * h->step, end = begin + h->step < h->rows ? begin + h->step : h->rows;
-    uint8_t *panel = h->coarse.job.scratch ? h->coarse.job.scratch + thread * h->panel_bytes : NULL;
-    h->coarse.kernel(&h->coarse.job, begin, end, panel);
+    (void)thread;
+    h->coarse.kernel(&h->coarse.job, begin, end, NULL);
     for (int64_t m = 0; m < h->m; m++) top_spans(h, m, begin, end);
 }
 
@@ -186,22 +186,22 @@ static void prepare(Head *h, const int64_t *fields, int isa, const void *x, int6
 /* Bytes of scratch memory that hetegen_head needs. */
 EXPORT int64_t hetegen_head_bytes(int isa, const int64_t *coarse, const int64_t *full, int64_t m, int64_t columns,
                                   int threads) {
-    int64_t rows = full[5], panels = m >= PANELS_FROM ? threads * hetegen_panel_bytes(columns) : 0;
+    int64_t rows = full[5];
     return ALIGN + aligned(part_bytes(isa, coarse, m, columns)) + m * aligned(part_bytes(isa, full, 1, columns)) +
            aligned(m * spans_of(rows) * (int64_t)sizeof(float)) + aligned(m * rows * (int64_t)sizeof(int32_t)) +
-           threads * copy_bytes(sizes_of(full)) + aligned(panels);
+           threads * copy_bytes(sizes_of(full));
 }
 
-/* x [m][columns] of `type`, m at most FEW_ROWS; out [m][rows] of `type`; coarse, full: hetegen_matmul's fields of all
+/* x [m][columns] of `type`, m at most MOST_FEW; out [m][rows] of `type`; coarse, full: hetegen_matmul's fields of all
  * rows of both. At least `wanted` logits per input row come from the full head; all others have smaller coarse logits.
  * scratch: hetegen_head_bytes. Returns the number of logits from the full head, over all input rows. */
 EXPORT int64_t hetegen_head(int isa, const int64_t *coarse, const int64_t *full, const void *x, int type, int64_t m,
                             int64_t columns, int64_t wanted, void *out, void *scratch, int threads) {
     uint8_t *at = (uint8_t *)(((uintptr_t)scratch + ALIGN - 1) / ALIGN * ALIGN);
-    int64_t counts[FEW_ROWS], tasks = 0, all = 0;
-    Input few, each[FEW_ROWS];
+    int64_t counts[MOST_FEW], tasks = 0, all = 0;
+    Input few, each[MOST_FEW];
     Head h = {.kernels = kernels_of(isa), .full = full, .m = m, .rows = full[5], .spans = spans_of(full[5]),
-              .panel_bytes = hetegen_panel_bytes(columns), .wanted = wanted, .sizes = sizes_of(full), .inputs = each,
+              .wanted = wanted, .sizes = sizes_of(full), .inputs = each,
               .out = out, .type = type, .counts = counts};
     prepare(&h, coarse, isa, x, m, 0, columns, &few, taken(&at, part_bytes(isa, coarse, m, columns)));
     for (int64_t i = 0; i < m; i++)
@@ -209,7 +209,7 @@ EXPORT int64_t hetegen_head(int isa, const int64_t *coarse, const int64_t *full,
     h.tops = (float *)taken(&at, m * h.spans * (int64_t)sizeof(float));
     h.chosen = (int32_t *)taken(&at, m * h.rows * (int64_t)sizeof(int32_t));
     h.copies = taken(&at, threads * copy_bytes(h.sizes));
-    h.coarse = part_of(h.kernels, coarse, &few, out, type, m >= PANELS_FROM ? at : NULL);
+    h.coarse = part_of(h.kernels, coarse, &few, out, type, NULL);
     h.step = h.rows / (threads * 3) < MOST_STEP ? h.rows / (threads * 3) / BLOCK * BLOCK + BLOCK : MOST_STEP;
     pool_run(multiply_coarse, &h, (h.rows + h.step - 1) / h.step, threads);
     pool_run(choose, &h, m, threads);

@@ -27,7 +27,7 @@ static void prepare_head(const Run *r, const Heads *h, const void *x, int64_t fr
 }
 
 /* For each head: out = its rows of x times its weight. x and out are of `type`; their strides between heads and rows are in
- * elements. scratch: hetegen_heads_bytes, 64-byte aligned; m is at most FEW_ROWS. */
+ * elements. scratch: hetegen_heads_bytes, 64-byte aligned; m is at most MOST_FEW. */
 EXPORT void hetegen_heads(int isa, const Heads *h, const void *x, int64_t x_head, int64_t x_row, int type, int64_t m,
                           void *out, int64_t out_head, int64_t out_row, void *scratch, int threads) {
     Run r = {isa, type, threads, m};

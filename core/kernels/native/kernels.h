@@ -35,7 +35,9 @@
 #define HETEGEN_ARM 1
 #endif
 
-enum { BLOCK = 64, GROUP = 32, PANEL = 32, FEW_ROWS = 8, MOST_FEW = 12 };
+/* FEW_ROWS: input rows that are multiplied with a row of weights at a time. Up to MOST_FEW input rows, which take
+ * several turns, each gives the same bits whatever the others are: drafts are verified in passes of as many. */
+enum { BLOCK = 64, GROUP = 32, PANEL = 32, FEW_ROWS = 8, MOST_FEW = 16 };
 /* Columns that share a scale with 16-bit inputs: the sum of that many products with int8 fits in 32 bits. */
 enum { WORD_STRIP = 512 };
 /* AVX2 panels: input rows whose sums are held at a time, and bytes of one thread's scratch memory. */
@@ -77,7 +79,7 @@ typedef struct {
     void *out; /* [m][out_stride]; column 0 belongs to row `first` */
     int64_t out_stride, first;
     enum Type out_type;
-    uint8_t *scratch; /* one panel per thread, if m > FEW_ROWS or the format needs it */
+    uint8_t *scratch; /* one panel per thread, if m > MOST_FEW */
     int format;       /* the number that Python passes: see kernel_of, layout_of */
 } Job;
 
@@ -166,7 +168,7 @@ typedef struct {
     RowsKernel rows[FORMATS]; /* NULL = not available for this instruction set */
     QuantizeKernel quantize;
     WidenKernel widen;
-    WordsKernel words; /* not NULL: int8 takes words if m > FEW_ROWS */
+    WordsKernel words; /* not NULL: int8 takes words if m > MOST_FEW */
     int takes_shorts;  /* float8 weights take permuted bf16, and bf16 weights take bf16 inputs as given */
     ArrangeKernel arrange; /* NULL: blocks are not reordered */
 } Kernels;

@@ -117,7 +117,7 @@ EXPORT int64_t hetegen_latent_layer_bytes(int isa, const LatentLayer *l, int typ
            most(aligned(room_for_heads(&r, l)), hetegen_attention_bytes((const int64_t *)&shape));
 }
 
-/* x and out: [m][hidden] of `type`, fp32 or bf16, m at most FEW_ROWS; scratch: hetegen_latent_layer_bytes, 64-byte aligned. */
+/* x and out: [m][hidden] of `type`, fp32 or bf16, m at most MOST_FEW; scratch: hetegen_latent_layer_bytes, 64-byte aligned. */
 EXPORT void hetegen_latent_layer(int isa, const LatentLayer *l, const void *x, int type, int64_t m, const Seen *s, void *out,
                                  void *scratch, int threads) {
     Run r = {isa, type, threads, m};

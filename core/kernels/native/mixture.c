@@ -87,7 +87,7 @@ static void add_chosen(const Run *r, const Mixture *x, const void *rows, const i
     normed(r, &x->after_chosen, out, x->hidden, out);
 }
 
-/* rows, out: [m][hidden] of `type` (fp32 or bf16), contiguous, m at most FEW_ROWS. */
+/* rows, out: [m][hidden] of `type` (fp32 or bf16), contiguous, m at most MOST_FEW. */
 EXPORT void hetegen_mixture(int isa, const Mixture *x, const void *rows, int type, int64_t m, void *out, void *scratch,
                             int threads) {
     Run r = {isa, type, threads, m};

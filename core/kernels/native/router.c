@@ -144,7 +144,7 @@ static void score(int isa, const Router *r, const void *x, int type, int64_t m, 
     hetegen_matmul(isa, 1, r->weight, scratch, m, r->hidden, scores, TYPE_F32, NULL, threads);
 }
 
-/* x [m][hidden] of `type`, m at most FEW_ROWS; scores [m][experts]: the product plus bias; chosen, shares [m][choices].
+/* x [m][hidden] of `type`, m at most MOST_FEW; scores [m][experts]: the product plus bias; chosen, shares [m][choices].
  * scratch: hetegen_route_bytes. */
 EXPORT void hetegen_route(int isa, const Router *r, const void *x, int type, int64_t m, float *scores, int64_t *chosen,
                           float *shares, void *scratch, int threads) {

@@ -17,7 +17,7 @@ def length(guesses: Guesses, confidence: float) -> int:
 
 
 def test_drafts_grow_where_guesses_come_true_and_shrink_where_they_do_not() -> None:
-    right, wrong = Guesses(Prices(0.4, 0.05)), Guesses(Prices(0.4, 0.05))
+    right, wrong = Guesses(Prices.even(0.4, 0.05)), Guesses(Prices.even(0.4, 0.05))
     before = length(right, 0.9)
     for _ in range(60):
         right.learn([0.9] * 4, 4, 1.6, 1.2)
@@ -47,7 +47,7 @@ def test_dear_guesses_make_short_drafts(draft: float, longer: bool) -> None:
 
 def test_what_comes_true_at_once_makes_long_drafts_soon() -> None:
     """A first check of one token that is late, as after a pause, does not keep drafts short."""
-    guesses = Guesses(Prices(0.55, 0.08))
+    guesses = Guesses(Prices.even(0.55, 0.08))
     guesses.learn([0.95], 1, 1.1, 1.6)
     for _ in range(4):
         count = length(guesses, 0.95)
@@ -56,20 +56,38 @@ def test_what_comes_true_at_once_makes_long_drafts_soon() -> None:
 
 
 def test_a_further_token_costs_less_than_the_first_one() -> None:
-    times = CheckTimes(0.2)
+    times = CheckTimes(Prices.even(0, 0.2))
     for number in range(60):
         times.add(1 + number % 5, 1.2 + 0.03 * (number % 5))
-    assert times.row == pytest.approx(0.03, abs=0.02)
+    assert times.of(4) - times.of(3) == pytest.approx(0.03, abs=0.02)
 
 
 def test_a_thousand_checks_of_one_token_do_not_tell_what_further_ones_cost() -> None:
-    times = CheckTimes(0.08)
+    times = CheckTimes(Prices.even(0, 0.08))
     for _ in range(1000):
         times.add(1, 1.08)
-    assert times.row == pytest.approx(0.08, abs=1e-6)
+    assert times.of(2) - times.of(1) == pytest.approx(0.08, abs=1e-6)
 
 
 def test_a_late_check_counts_little() -> None:
-    times = CheckTimes(0.05)
+    times = CheckTimes(Prices.even(0, 0.05))
     times.add(7, 20.0)
-    assert times.row < 0.2
+    assert times.of(7) - times.of(6) < 0.2
+
+
+def test_checks_of_a_few_tokens_tell_what_a_second_turn_of_the_kernels_costs() -> None:
+    """All take a tenth longer than expected, so longer ones are expected to as well."""
+    prices = Prices(0.0, (1.1, 1.3, 1.7, 4.1))
+    times = CheckTimes(prices)
+    for number in range(60):
+        count = 1 + number % 7
+        times.add(count, 1 + 1.1 * (prices.of_check(count) - 1))
+    assert times.of(15) == pytest.approx(1 + 1.1 * 3.1, rel=0.01)
+    assert times.of(8) - times.of(7) > 2 * (times.of(7) - times.of(6))
+
+
+def test_where_rows_cost_nothing_checks_are_judged_all_the_same() -> None:
+    times = CheckTimes(Prices(0.0, (1.0, 1.0, 1.0, 1.0)))
+    for number in range(60):
+        times.add(1 + number % 15, 1.0)
+    assert times.of(15) == pytest.approx(1.0, abs=0.01)

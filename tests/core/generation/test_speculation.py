@@ -21,6 +21,7 @@ from core.layers.kv_cache import KVCache
 from core.model.language_model import LanguageModel, fill
 from core.model.model_source import open_source
 from core.planning.speculation import MOST_ROWS, Prices, best_size, expected_gain, expected_tokens
+from core.spec import AT_ONCE
 from tests.core.families import VOCABULARY, make_model
 
 # Their recurrent states are restored after a rejected draft.
@@ -203,9 +204,21 @@ def test_rows_are_divided_for_drafts_only_while_there_are_some() -> None:
 def test_the_best_size_grows_with_acceptance_and_falls_with_cost() -> None:
     assert expected_tokens(1.0, 7) == 8
     assert expected_tokens(0.0, 7) == 1
-    sizes = [best_size(acceptance, Prices(0.25, 0.02)) for acceptance in (0.2, 0.6, 0.9, 0.99)]
+    sizes = [best_size(acceptance, Prices.even(0.25, 0.02).of_pass) for acceptance in (0.2, 0.6, 0.9, 0.99)]
     assert sizes == sorted(sizes)
     assert (sizes[0], sizes[-1]) == (1, MOST_ROWS - 1)
-    assert best_size(0.9, Prices(0.6, 0.02)) < best_size(0.9, Prices(0.05, 0.02))
-    assert best_size(0.9, Prices(0.05, 0.3)) < best_size(0.9, Prices(0.05, 0.02))
-    assert expected_gain(0.9, 7, Prices(0.05, 0.0)) > 4
+    cheap = best_size(0.9, Prices.even(0.05, 0.02).of_pass)
+    assert best_size(0.9, Prices.even(0.6, 0.02).of_pass) < cheap
+    assert best_size(0.9, Prices.even(0.05, 0.3).of_pass) < cheap
+    assert expected_gain(0.9, 7, Prices.even(0.05, 0.0).of_pass) > 4
+
+
+def test_prices_between_rows_are_interpolated_and_never_fall() -> None:
+    prices = Prices(0.5, (1.1, 1.3, 1.7, 4.1))
+    found = [prices.of_check(size) for size in range(MOST_ROWS)]
+    assert found[:4] == pytest.approx([1.0, 1.1, 1.2, 1.3])
+    assert found[7:] == pytest.approx([1.7 + 0.3 * more for more in range(9)])
+    assert prices.of_pass(3) == pytest.approx(2.8)
+    assert best_size(0.95, prices.of_check) == AT_ONCE - 1, "a second turn of the kernels does not pay"
+    noisy = Prices(0.0, (1.2, 1.1, 1.1, 1.3))
+    assert [noisy.of_check(size) for size in (0, 1, 3, 7)] == [1.0, 1.2, 1.2, 1.2]

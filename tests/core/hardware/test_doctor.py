@@ -65,7 +65,7 @@ def test_the_description_is_json() -> None:
     told = json.loads(json.dumps(describe_machine(A10, INSTALLED)))
     assert told["gpus"][0]["name"] == "A10"
     assert told["gpus"][0]["link"]["h2d_pinned"] == 30e9
-    assert told["kernels"][0]["flops"].keys() == {"1", "2-8", "9-64", ">64"}
+    assert told["kernels"][0]["flops"].keys() == {"1", "2-16", "17-64", ">64"}
     assert told["ram_total"] == 128 * GIB
     assert told["cards"] == []
     for untried in (

@@ -15,9 +15,11 @@ from core.planning.drafting import prices
 from core.planning.fixed_cost import fixed_costs
 from core.planning.machine_rates import MachineRates
 from core.planning.planner import place
-from core.spec import DECODE, FEW, Budget, Profile
+from core.planning.speculation import best_size
+from core.spec import DECODE, FEW, Budget, KernelRate, Profile
+from core.units import GIB
 from tests.core import machines
-from tests.core.machines import LAPTOP
+from tests.core.machines import A10, LAPTOP
 
 ONE_S, ROW_S = 1e-3, 5e-5
 
@@ -34,8 +36,37 @@ class Slowing:
 
 def test_a_further_row_costs_the_same_while_everything_becomes_slower(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(benchmark, "seconds_of", lambda work: work())
-    found = benchmark.further_row_s(cast("CpuLoad", Slowing()))
-    assert found == pytest.approx(ROW_S, rel=0.5)
+    row, rest = benchmark.further_rows_s(cast("CpuLoad", Slowing()))
+    assert row == pytest.approx(ROW_S, rel=0.5)
+    assert rest == pytest.approx(15 * ROW_S, rel=0.5)
+
+
+def test_a_rate_knows_what_a_second_turn_of_the_kernels_costs() -> None:
+    """Times of one row's operations: 1 for one row, 0.1 for each further one, and 3.7 for sixteen."""
+    rate = KernelRate("int4", 1e9, (1.0, 4 / 1.3, 8.0, 8.0), 16 / 3.7)
+    taken = [rate.for_rows(rows).seconds(0.0, rows, FEW) for rows in (1, 2, 4, 8, 12, 16)]
+    assert taken == pytest.approx([1.0, 1.1, 1.3, 1.7, 2.7, 3.7])
+    unknown = replace(rate, most=0.0)
+    assert unknown.for_rows(16).seconds(0.0, 16, FEW) == pytest.approx(2.5), "as before"
+    assert rate.for_rows(4) is rate
+    assert rate.scaled(2).for_rows(16).seconds(0.0, 16, FEW) == pytest.approx(1.85)
+
+
+@pytest.mark.parametrize(("name", "grows"), [("llama-3.2-1b", True), ("qwen3-30b-a3b", False)])
+def test_further_rows_of_experts_touch_ever_fewer_new_ones(name: str, grows: bool) -> None:
+    """Dense models pay for a second turn of the kernels, experts less and less: most of them are in use already."""
+    rates = tuple(replace(rate, most=0.5 * rate.flops[1]) for rate in A10.cpu.rates)
+    machine, budget = replace(A10, gpus=(), cpu=replace(A10.cpu, rates=rates)), Budget(format="int4", context=2048)
+    found = prices(place(machines.model(name), machine, budget), None)
+    early, late = found.of_check(2) - found.of_check(1), found.of_check(12) - found.of_check(11)
+    assert late > 1.5 * early if grows else late < early
+
+
+def test_where_weights_are_streamed_further_rows_are_free() -> None:
+    spec, machine = machines.model("llama-3.2-1b"), machines.simulated(GIB, 0.5e9)
+    found = prices(place(spec, machine, Budget(format="bf16", context=2048), "stream"), None)
+    assert found.of_check(15) < 1.2
+    assert best_size(0.9, found.of_check) == 15
 
 
 def test_further_rows_pay_for_attention_and_for_being_drawn_from() -> None:
@@ -55,5 +86,5 @@ def test_what_is_slow_to_draw_from_makes_drafts_and_checks_dearer() -> None:
     before, after = (
         prices(place(spec, one, budget), place(spec, one, replace(budget, format="int4"))) for one in (LAPTOP, slow)
     )
-    assert after.row > before.row
+    assert after.of_check(1) > before.of_check(1)
     assert after.draft > before.draft

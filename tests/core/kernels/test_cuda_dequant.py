@@ -65,7 +65,7 @@ def launcher(library: ctypes.CDLL) -> cuda_dequant.Launch:
 
 @pytest.mark.parametrize("format", LAYOUTS)
 @settings(deadline=None, max_examples=15)
-@given(rows=st.integers(1, 40), columns=st.integers(1, 700), count=st.integers(1, cuda_dequant.MOST_ROWS))
+@given(rows=st.integers(1, 40), columns=st.integers(1, 700), count=st.integers(1, cuda_dequant.MOST_FEW))
 def test_products_and_widened_rows_are_those_of_torch(
     kernels: DeviceKernels, format: Storage, rows: int, columns: int, count: int
 ) -> None:
@@ -89,7 +89,7 @@ def test_inputs_of_16_bits_and_wide_rows(kernels: DeviceKernels, format: Storage
 @given(
     rows=st.integers(1, 40),
     columns=st.integers(1, 700),
-    tokens=st.dictionaries(st.integers(0, 3), st.integers(1, cuda_dequant.MOST_ROWS), min_size=1),
+    tokens=st.dictionaries(st.integers(0, 3), st.integers(1, cuda_dequant.MOST_FEW), min_size=1),
 )
 def test_several_weights_in_one_launch_are_each_times_its_own_rows(
     kernels: DeviceKernels, format: Storage, rows: int, columns: int, tokens: dict[int, int]

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from core.kernels.matmul import host_matmul
 from core.kernels.native_abi import instruction_sets
-from core.kernels.native_library import FEW_ROWS
+from core.kernels.native_library import MOST_FEW
 from core.kernels.quantize import quantize
 from core.layers import experts_beside, fused_experts, fused_layers, fused_mixtures, fused_routers, moe
 from core.layers.fused_mixtures import FusedMixture
@@ -30,7 +30,7 @@ from tests.core.greedy import GreedyPath, random_prompt
 pytestmark = pytest.mark.skipif(not instruction_sets(), reason="the package was built without a compiler")
 FAMILIES = ("mixtral", "qwen3_moe", "qwen3_next", "gpt_oss", "deepseek_v3", *EXPERT_FAMILIES)
 TOKENS = 48
-EXACT = {bucket(rows): "widened-fp32" for rows in (FEW_ROWS + 1, 1000)}
+EXACT = {bucket(rows): "widened-fp32" for rows in (MOST_FEW + 1, 1000)}
 """The kernels for many rows, which do not round inputs to the weight's type."""
 
 
@@ -58,7 +58,7 @@ def count_few(module: Any, attribute: str, counted: list[int]) -> None:
     own = getattr(module, attribute)
 
     def counting(x: Tensor, *args: Any, **kwargs: Any) -> Any:
-        if x.numel() // x.shape[-1] <= FEW_ROWS:
+        if x.numel() // x.shape[-1] <= MOST_FEW:
             counted.append(x.numel() // x.shape[-1])
         return own(x, *args, **kwargs)
 

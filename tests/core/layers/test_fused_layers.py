@@ -69,7 +69,7 @@ def test_the_same_logits_as_with_the_layers_own_forward(
             patch.setattr(layer.forward, "own", refuse)
         with pytest.raises(ModelFailed, match="own forward"):
             logits(path, parts)
-        patch.setattr(fused_layers, "FEW_ROWS", 1)
+        patch.setattr(fused_layers, "MOST_FEW", 1)
         logits(path, [[token] for token in PROMPT])
     fused_layers.release(layers_of(path))
     assert not any(fused(path))

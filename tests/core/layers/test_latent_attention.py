@@ -13,7 +13,7 @@ from torch import Tensor
 from transformers.models.minicpm3 import modeling_minicpm3
 
 from core.kernels.native_abi import instruction_sets
-from core.kernels.native_library import FEW_ROWS
+from core.kernels.native_library import MOST_FEW
 from core.kernels.quantize import quantize
 from core.layers import attention, latent_attention
 from core.layers.kv_layers import PreallocatedLayer
@@ -113,7 +113,7 @@ def without_residents(plan: Plan, name: str) -> Plan:
 
 
 @pytest.mark.parametrize("format", ["bf16", "int8", "int4"])
-@pytest.mark.parametrize("rows", [1, 3, FEW_ROWS])
+@pytest.mark.parametrize("rows", [1, 3, MOST_FEW])
 def test_few_queries_see_what_keys_and_values_would_show(format: Any, rows: int, tmp_path: Path) -> None:
     make_model("minicpm3", tmp_path, dtype=torch.bfloat16)
     module = expansions(GreedyPath(tmp_path, replace(OPTIONS, format=format)).module)[0]

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from core.kernels.native_abi import instruction_sets
-from core.kernels.native_library import FEW_ROWS, open_library
+from core.kernels.native_library import MOST_FEW, open_library
 from core.layers import latent_attention, latent_layers
 from core.layers.latent_layers import FusedLatent
 from core.offload.host_weight import HostWeight
@@ -45,10 +45,10 @@ def test_the_same_tokens_as_transformers(family: str, tmp_path: Path) -> None:
     assert counted == [len(PROMPT)] * len(layers)
     if path.cache.can_rewind:
         path.cache.reset()
-        for part in list(pieces(PROMPT, FEW_ROWS))[:-1]:
+        for part in list(pieces(PROMPT, MOST_FEW))[:-1]:
             path.model.forward(part, path.cache)
         assert path.tokens(PROMPT, 48) == expected
-        assert counted[len(layers) :] == [FEW_ROWS] * len(layers), "only the first pass, before which nothing is kept"
+        assert counted[len(layers) :] == [MOST_FEW] * len(layers), "only the first pass, before which nothing is kept"
     latent_layers.release(path.module)
     assert not fused(path.module)
 
@@ -86,6 +86,6 @@ def test_one_row_may_be_faster_with_another_instruction_set_than_the_rows_of_a_d
     monkeypatch.setattr(HostWeight, "library", lambda self, rows: one if rows == 1 else few)
     latent_layers.adopt(path.module)
     own = count_own(fused(path.module))
-    for part in (PROMPT, [3], PROMPT[:4], PROMPT[:FEW_ROWS]):
+    for part in (PROMPT, [3], PROMPT[:4], PROMPT[:MOST_FEW]):
         path.model.forward(part, path.cache)
     assert own == [len(PROMPT)] * 3

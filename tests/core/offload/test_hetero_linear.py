@@ -82,7 +82,7 @@ def plan_of(
         prefill_chunk=16, threads=1, gpu=0, linears=linears,
         kv_devices=tuple(0 if kv_on_device else -1 for _ in spec.kv_layers), host_layers=host_layers, ring=ring,
         memory=(), decode=RATE, prefill=RATE, confidence="guess",
-        decode_times=Times(), few_times=Times(), prefill_times=Times(),
+        decode_times=Times(), check_s=(), prefill_times=Times(),
         bytes_per_token=BytesPerToken(), ideal_ms=1.0,
     )  # fmt: skip
 

@@ -4,10 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+import pytest
+
 from core.events import Sampling, never
 from core.generation.generate import DrawnToken, generate
+from core.generation.guesses import Guesses
 from core.generation.sampler import make_sampler, resolve
 from core.generation.speculation import Speculation
+from core.planning.speculation import MOST_ROWS
 from core.runtime.loaded_model import LoadedModel
 from core.runtime.replanner import Replanner
 from tests.core.greedy import GREEDY, random_prompt
@@ -24,6 +28,11 @@ def said(model: LoadedModel, prompt: list[int], count: int = 60) -> tuple[list[i
         if len(drawn) == count:
             break
     return drawn, ahead
+
+
+def draft_long(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let draft models always guess as many tokens as one pass may verify."""
+    monkeypatch.setattr(Guesses, "pays", lambda _, confidences: len(confidences) < MOST_ROWS - 1)
 
 
 def check_memory(model: LoadedModel, limit: int, plain: Callable[[], LoadedModel]) -> None:

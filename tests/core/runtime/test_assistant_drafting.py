@@ -18,7 +18,7 @@ from core.runtime.reply import Reply
 from core.spec import KvFormat, Strategy
 from tests.core.assistants import ALIKE, CLUSTERS, EXPERTS, SHARED, make_assistant, make_pair, make_target
 from tests.core.greedy import loaded_model, random_prompt
-from tests.core.runtime.drafted import check_memory, said
+from tests.core.runtime.drafted import check_memory, draft_long, said
 from tests.core.tiny_tokenizer import VOCABULARY, write_tokenizer
 from tests.core.vision.seeing import make_seeing, picture
 from tests.core.weights.gguf import tiny_gguf
@@ -36,6 +36,7 @@ def test_an_assistant_that_guesses_badly_changes_no_token(
     """A tiny one costs less in RAM than on the card, which it takes where it may not lie in RAM."""
     if there == 0:
         monkeypatch.setattr(drafting, "can_be_mirrored", lambda *_: False)
+    draft_long(monkeypatch)
     target, assistant = make_target(tmp_path / "t", kind), make_assistant(tmp_path / "a", kind, **head)
     options = replace(ON_CPU, simulate_gpu=gpu)
     plain = loaded_model(target, options)

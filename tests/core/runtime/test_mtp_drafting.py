@@ -15,7 +15,7 @@ from tests.core.composite import make_composite
 from tests.core.families import make_model
 from tests.core.greedy import loaded_model, random_prompt
 from tests.core.mtp_heads import LAYOUTS, add_mtp, make_predictable
-from tests.core.runtime.drafted import check_memory, said
+from tests.core.runtime.drafted import check_memory, draft_long, said
 from tests.core.tiny_tokenizer import VOCABULARY, write_tokenizer
 
 ON_CPU = LoadOptions(context=512, threads=1, format="bf16")
@@ -31,7 +31,10 @@ def folder_of(family: str, folder: Path) -> Path:
 
 @pytest.mark.parametrize("family", LAYOUTS)
 @pytest.mark.parametrize("gpu", [None, CARD])
-def test_a_head_that_guesses_badly_changes_no_token(family: str, gpu: str | None, tmp_path: Path) -> None:
+def test_a_head_that_guesses_badly_changes_no_token(
+    family: str, gpu: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    draft_long(monkeypatch)
     folder, options = folder_of(family, tmp_path), replace(ON_CPU, simulate_gpu=gpu)
     plain = loaded_model(folder, options)
     expected, _ = said(plain, random_prompt(30))

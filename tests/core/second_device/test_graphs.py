@@ -24,7 +24,7 @@ from core.model.host_weights import HostWeights
 from core.model.language_model import LanguageModel, fill
 from core.model.model_source import open_source
 from core.model.placement import DevicePlacement, HostPlacement
-from core.planning.capture import MOST_ROWS, capturable
+from core.planning.capture import capturable
 from core.spec import BUCKET_TOKENS, Format, KvFormat, ModelSpec, Plan, Ring, Rows
 from tests.core.families import FAMILIES
 from tests.core.offload.test_hetero_linear import TOKENS, Bench, plan_of
@@ -195,13 +195,13 @@ def test_graphs_for_several_numbers_of_rows_share_memory(second: SecondDevice, c
     placed.model.forward(llama.prompt, placed.cache)
     placed.model.forward(llama.prompt[:1], placed.cache)
     used = [card.memory().used]
-    for count in (*range(8, 0, -1), MOST_ROWS):
+    for count in (16, 15, *range(8, 0, -1), 14):
         for _ in range(FIRST_PASSES + 2):
             placed.model.forward(llama.expected[:count], placed.cache, keep=count)
             placed.cache.rewind(40)
         used.append(card.memory().used)
-    assert second.get("replays") == 2 * 8 + 1, "two of each, and none of the last, for which there is no room"
-    first, others, last = used[1] - used[0], used[8] - used[1], used[9] - used[8]
+    assert second.get("replays") == 2 * 10 + 1, "two of each, and none of the last, for which there is no room"
+    first, others, last = used[1] - used[0], used[10] - used[1], used[11] - used[10]
     assert 0 < others < first
     assert last == 0
     placed.close(card)
