@@ -100,14 +100,14 @@ def _decode(
             yield from drawn(logits, (), ids, sample)
     speculation.prepare(ids, sample.guess if isinstance(sample, TokenSampler) else likeliest)
     while True:
-        # If the cache can only return to marks, the accepted tokens of the last draft are read again with this one.
-        unread = ids[len(cache.tokens) :]
-        drafted = speculation.draft(ids, min(cache.capacity - len(ids), MOST_ROWS - len(unread)))
+        unread = len(ids) - len(cache.tokens)
+        drafted = speculation.draft(ids, min(cache.capacity - len(ids), MOST_ROWS - unread))
         rows = MOST_ROWS if speculation.expects_drafts else 1
         began, known = time.perf_counter(), len(ids)
         if drafted:
             model.mark(cache, briefly=True)
-        logits = model.forward([*unread, *drafted], cache, stop, 1 + len(drafted), rows)
+        # If the cache can only return to marks, the accepted tokens of the last draft are read again with this one.
+        logits = model.forward([*ids[len(cache.tokens) :], *drafted], cache, stop, 1 + len(drafted), rows)
         seconds = time.perf_counter() - began
         yield from drawn(logits, drafted, ids, sample)
         speculation.passed(len(drafted), len(ids) - known - 1, seconds)

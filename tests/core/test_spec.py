@@ -25,7 +25,7 @@ from core.weights.known_shapes import SHAPES, shape
 from tests.core.machines import DESKTOP, model
 
 
-@pytest.mark.parametrize(("tokens", "index"), [(1, 0), (2, 1), (8, 1), (9, 2), (64, 2), (65, 3), (100_000, 3)])
+@pytest.mark.parametrize(("tokens", "index"), [(1, 0), (2, 1), (16, 1), (17, 2), (64, 2), (65, 3), (100_000, 3)])
 def test_buckets(tokens: int, index: int) -> None:
     assert bucket(tokens) == index
 

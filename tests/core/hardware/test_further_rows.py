@@ -52,10 +52,10 @@ def test_a_rate_knows_what_a_second_turn_of_the_kernels_costs() -> None:
     assert rate.scaled(2).for_rows(16).seconds(0.0, 16, FEW) == pytest.approx(1.85)
 
 
-@pytest.mark.parametrize(("name", "grows"), [("llama-3.2-1b", True), ("qwen3-30b-a3b", False)])
-def test_further_rows_of_experts_touch_ever_fewer_new_ones(name: str, grows: bool) -> None:
-    """Dense models pay for a second turn of the kernels, experts less and less: most of them are in use already."""
-    rates = tuple(replace(rate, most=0.5 * rate.flops[1]) for rate in A10.cpu.rates)
+@pytest.mark.parametrize(("name", "share", "grows"), [("llama-3.2-1b", 0.5, True), ("qwen3-30b-a3b", 0.0, False)])
+def test_further_rows_cost_more_in_another_turn_and_less_among_experts(name: str, share: float, grows: bool) -> None:
+    """A dense model pays for a second turn of the kernels; of experts, ever more are in use already."""
+    rates = tuple(replace(rate, most=share * rate.flops[1]) for rate in A10.cpu.rates)
     machine, budget = replace(A10, gpus=(), cpu=replace(A10.cpu, rates=rates)), Budget(format="int4", context=2048)
     found = prices(place(machines.model(name), machine, budget), None)
     early, late = found.of_check(2) - found.of_check(1), found.of_check(12) - found.of_check(11)

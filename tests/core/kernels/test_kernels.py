@@ -13,7 +13,7 @@ from torch import Tensor
 
 from core.kernels.matmul import BatchedMatmul, Kernel, bucket, host_matmul, kernels_for
 from core.kernels.native_abi import instruction_sets, library_files
-from core.kernels.native_library import Parts, copy_past_caches, open_library
+from core.kernels.native_library import MOST_FEW, Parts, copy_past_caches, open_library
 from core.kernels.prepared_input import HostInput
 from core.kernels.quantize import quantize
 from core.kernels.quantized_weight import QuantizedWeight
@@ -186,7 +186,7 @@ def test_strided_inputs_are_read_as_they_lie() -> None:
 def test_a_name_that_is_not_offered_falls_back() -> None:
     matmul = host_matmul(weight_of("bf16", 32, 64), ("no such kernel",) * 4)
     assert matmul(torch.randn(100, 64)).shape == (100, 32)
-    assert [bucket(rows) for rows in (1, 2, 8, 9, 64, 65)] == [0, 1, 1, 2, 2, 3]
+    assert [bucket(rows) for rows in (1, 2, MOST_FEW, MOST_FEW + 1, 64, 65)] == [0, 1, 1, 2, 2, 3]
 
 
 @pytest.mark.skipif(not library_files(), reason="the package was built without a compiler")

@@ -88,7 +88,7 @@ def test_nothing_is_copied_before_the_processor_was_measured_with_as_many_tokens
 
 
 def test_copies_that_take_longer_than_expected_are_not_made_again_for_a_while() -> None:
-    chosen, known = dict.fromkeys(range(9), 16), prices(1, 0.01, 2)
+    chosen, known = dict.fromkeys(range(9), 17), prices(1, 0.01, 2)
     found, before = divide_experts(chosen, set(), known), known
     assert found.copied
     assert found.expected == pytest.approx(6, rel=0.01)
@@ -97,7 +97,7 @@ def test_copies_that_take_longer_than_expected_are_not_made_again_for_a_while() 
     assert known.copying == pytest.approx(2, rel=0.1)
     assert not divide_experts(chosen, set(), known).copied
     for _ in range(100):
-        known = learned(known, [16] * 9, 9.0)
+        known = learned(known, [17] * 9, 9.0)
     assert divide_experts(chosen, set(), known) == divide_experts(chosen, set(), before)
 
 
