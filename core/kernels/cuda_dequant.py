@@ -54,7 +54,7 @@ class DeviceKernels:
         rows, width = weight.shape[0], _width(weight)
         y = torch.empty(x.shape[0], rows, device=x.device)
         blocks = -(-rows // ROWS_PER_BLOCK), 1
-        for some, to in zip(_padded(x, width).split(MOST_ROWS), y.split(MOST_ROWS), strict=True):
+        for some, to in zip(torch.split(_padded(x, width), MOST_ROWS), torch.split(y, MOST_ROWS), strict=True):
             self._run("product", weight, blocks, [*weight.tensors, some, to, rows, width, len(some)])
         return y
 
