@@ -82,7 +82,7 @@ static int has_tiles(void) { return 0; }
 EXPORT int hetegen_pairs(int isa) { return isa == ISA_AVX512 && has_short_products() && !has_tiles(); }
 
 /* Changes with every change of the exported calls: Python rejects a library left over from another version. */
-EXPORT int hetegen_version(void) { return 24; }
+EXPORT int hetegen_version(void) { return 25; }
 
 EXPORT int hetegen_supports(int isa) { return kernels_of(isa) != NULL && supported(isa); }
 
