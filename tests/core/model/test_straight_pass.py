@@ -22,8 +22,8 @@ from tests.core.layers.fused import PROMPT, load
 from tests.core.model.test_positions import LONG, stretched
 
 pytestmark = pytest.mark.skipif(not instruction_sets(), reason="the package was built without a compiler")
-PARTS = [[4], PROMPT[:3], [9], PROMPT[:8], PROMPT[:2], [7], PROMPT]
-ORDINARY = [len(PROMPT)]
+PARTS = [[4], PROMPT[:3], [9], PROMPT[:8], PROMPT[:2], [7], PROMPT * 2]
+ORDINARY = [2 * len(PROMPT)]
 """The passes of PARTS that have too many rows."""
 
 
