@@ -111,7 +111,7 @@ def test_prompts_go_to_the_library_that_is_fastest_for_so_many_rows_of_an_expert
 
     some: Any = [Native("one"), Native("few"), Native("some"), None]
     experts = FusedExperts(some, 4)
-    for rows in (1, 8, 32, 200):
+    for rows in (1, 8, 64, 200):
         x, chosen = torch.zeros(rows, 8).bfloat16(), torch.zeros(rows, 2, dtype=torch.int64)
         assert experts.suits(x, chosen) == (rows < 200)
         if rows < 200:
