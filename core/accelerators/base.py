@@ -38,15 +38,22 @@ PINNED = "pinned"
 
 @dataclass(frozen=True)
 class Memory:
-    """Device memory in bytes: available, total, used by this process, and its peak.
+    """Device memory in bytes: available, total, used by this process, its peak, and `cached` by torch.
 
-    `free` is negative if a pool has shrunk below what is in use. A limit set by this process affects none of them.
+    `free` includes what is cached, and is negative if a pool has shrunk below what is in use. A limit set by this
+    process affects none of them.
     """
 
     free: int
     total: int
     used: int
     peak: int
+    cached: int = 0
+
+    @property
+    def untouched(self) -> int:
+        """Bytes that neither this process nor another has taken from the system."""
+        return self.free - self.cached
 
 
 class DeviceEvent(Protocol):
@@ -141,10 +148,13 @@ class Accelerator(Protocol):
     def together_to_device(self, tensors: Sequence[Tensor]) -> list[Tensor]:
         """Copy several tensors (...) of one type to the device in one transfer, keeping their shapes."""
 
-    def captured(self, work: Work, inputs: Sequence[Tensor], beside: Replay | None = None) -> Replay | None:
+    def captured(
+        self, work: Work, inputs: Sequence[Tensor], beside: Replay | None = None, back: Tensor | None = None
+    ) -> Replay | None:
         """Run `work` once on copies of these tensors (...), then capture it; None if the device has no graphs.
 
-        It shares memory with `beside`, so that the two must never run at the same time.
+        It shares memory with `beside`, so that the two must never run at the same time. `back`: like the result of any
+        gap (...), if there are gaps.
 
         Raises NotEnoughMemory, DeviceLost, and RuntimeError if the work synchronises with the host.
         """

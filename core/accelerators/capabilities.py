@@ -15,11 +15,10 @@ import torch
 from torch import Tensor
 
 from core.accelerators.base import Memory, cannot_pin
+from core.accelerators.graph import Pool
 from core.accelerators.host_bytes import host_bytes
 
 PAGE = 4096
-Pool = tuple[int, int] | None
-"""The id of a graph's memory that another graph may share; None = its own."""
 # The flag cudaHostRegisterPortable, and the return code cudaSuccess.
 PORTABLE, SUCCESS = 1, 0
 
@@ -93,7 +92,7 @@ def counted(device: torch.device, free: int, total: int) -> Memory:
     """Return memory figures in which torch's cached blocks count as free, although the driver counts them as used."""
     used = torch.accelerator.memory_allocated(device)
     kept = torch.accelerator.memory_reserved(device) - used
-    return Memory(free + kept, total, used, torch.accelerator.max_memory_reserved(device))
+    return Memory(free + kept, total, used, torch.accelerator.max_memory_reserved(device), kept)
 
 
 def common_limit(device: torch.device, fraction: float) -> None:
@@ -184,7 +183,7 @@ def mps_memory(device: torch.device) -> Memory:
     """Return memory within Metal's recommended limit. Metal counts no peak; the driver's current total replaces it."""
     used, taken = torch.mps.current_allocated_memory(), torch.mps.driver_allocated_memory()
     total = torch.mps.recommended_max_memory()
-    return Memory(total - used, total, used, taken)
+    return Memory(total - used, total, used, taken, taken - used)
 
 
 def mps_limit(device: torch.device, fraction: float) -> None:

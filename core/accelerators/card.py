@@ -20,7 +20,7 @@ from core.accelerators.base import (
     taken_apart,
 )
 from core.accelerators.capabilities import capabilities_of
-from core.accelerators.graph import Replay, Work
+from core.accelerators.graph import Graph, Pool, Recording, Replay, Work
 from core.errors import HeteGenError
 from core.spec import COPY_PIECE
 
@@ -210,27 +210,31 @@ class Card:
             whole = laid_together(tensors, pinned=self.can.streams)
             return taken_apart(whole.to(self.device, non_blocking=self.can.streams), tensors)
 
-    def captured(self, work: Work, inputs: Sequence[Tensor], beside: Replay | None = None) -> Replay | None:
-        there = [self._own_copy(one) for one in inputs]
-        if (graph := self.can.graph()) is None:
+    def captured(
+        self, work: Work, inputs: Sequence[Tensor], beside: Replay | None = None, back: Tensor | None = None
+    ) -> Replay | None:
+        if self.can.graph() is None:
             return None
+        there, held = [self._own_copy(one) for one in inputs], None if back is None else self._own_copy(back)
         # Always the same stream, because libraries keep a workspace for each stream.
         self._captures = self._captures or self.stream()
         self.synchronize()
         # Run once before, because libraries initialise things that must not be captured.
         try:
             with self._captures.entered(), self.can.without_waits():
-                work(*there)
+                work(lambda x: x if held is None else held, *there)
         finally:
             self.synchronize()  # its results are used on another stream, also after a failure
         self.release_cached()
+        free = self.memory().untouched
         with self._captures.entered():
-            self.can.begin(graph, None if beside is None else beside.pool)
-            try:
-                result = work(*there)
-            finally:
-                graph.capture_end()
-        return Replay(graph, there, result, self._put)
+            parts = Recording(self._begun, None if beside is None else beside.pool, held).of(work, there)
+        return Replay(parts, there, held, self._put, max(0, free - self.memory().untouched))
+
+    def _begun(self, pool: Pool) -> Graph:
+        graph: Graph = self.can.graph()
+        self.can.begin(graph, pool)
+        return graph
 
     def _own_copy(self, tensor: Tensor) -> Tensor:
         if tensor.device != self.device:

@@ -70,7 +70,7 @@ def replays(card: Card) -> bool:
     first, other, right = (torch.randn(SIDE, SIDE).bfloat16() for _ in range(3))
     there = card.to_device(right)
     try:
-        replay = card.captured(lambda left: left @ there + 1, [first])
+        replay = card.captured(lambda _, left: left @ there + 1, [first])
         found = None if replay is None else card.to_host(replay(other)).result()
     except (HeteGenError, RuntimeError):
         return False

@@ -180,7 +180,9 @@ class SimulatedAccelerator:
     def together_to_device(self, tensors: Sequence[Tensor]) -> list[Tensor]:
         return taken_apart(self.to_device(laid_together(tensors)), tensors)
 
-    def captured(self, work: Work, inputs: Sequence[Tensor], beside: Replay | None = None) -> None:
+    def captured(
+        self, work: Work, inputs: Sequence[Tensor], beside: Replay | None = None, back: Tensor | None = None
+    ) -> None:
         """No-op for inputs (...) of any shape: a simulated device has no graphs."""
 
     def synchronize(self) -> None:

@@ -147,6 +147,7 @@ def _result(loaded: Any, run: Run) -> dict[str, Any]:
         "efficiency": round(plan.ideal_ms / (p50 * 1e3), 3),
         "predicted_decode_tok_s": round(plan.decode.likely, 3),
         "experts": _experts(loaded),
+        "graphs": _graphs(loaded),
         "peak_rss_bytes": peak_rss(),
         "peak_vram_bytes": max(peaks, default=0),
         "output_sha256": hashlib.sha256(repr(run.tokens).encode()).hexdigest(),
@@ -166,6 +167,18 @@ def _experts(loaded: Any) -> dict[str, float] | None:
         "computed": use.computed,
         "replaced": use.replaced,
     }
+
+
+def _graphs(loaded: Any) -> dict[str, Any] | None:
+    """Return what the GPU replays, and the memory of that, if the plan allows it."""
+    captures = loaded.model.placement.captures
+    if captures is None or captures.graphs is None:
+        return None
+    plan, use = loaded.plan, captures.graphs
+    return {
+        "layers": len(plan.captured), "gaps": len(plan.gaps), "bytes": use.taken, "reserved": use.reserved,
+        "full": use.full,
+    }  # fmt: skip
 
 
 def _ceilings(plan: Plan, hardware: Hardware) -> dict[str, float]:

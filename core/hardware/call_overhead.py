@@ -121,7 +121,7 @@ def replay_saves(accelerator: Accelerator) -> float:
         return x
 
     try:
-        replay = accelerator.captured(operations, [one])
+        replay = accelerator.captured(lambda _, x: operations(x), [one])
     except RuntimeError:
         return 0.0
     if replay is None:

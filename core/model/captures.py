@@ -8,12 +8,14 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from core.accelerators.base import Accelerator
+from core.accelerators.graph import Leave
 from core.layers import attention
 from core.layers.kv_cache import KVCache
 from core.layers.kv_stretch import stretch_of
@@ -28,6 +30,16 @@ from core.spec import Plan
 ARGUMENTS = frozenset(("inputs_embeds", "position_ids", "attention_mask"))
 
 
+@dataclass(frozen=True)
+class GraphUse:
+    """Bytes that graphs take of a device's memory, bytes set aside for them, and whether more were not made for lack of
+    these."""
+
+    taken: int
+    reserved: int
+    full: bool
+
+
 class Captures:
     """The captured runs of one model on one device, for the plan in use."""
 
@@ -37,18 +49,26 @@ class Captures:
         self._cache_argument = cache_argument(module)
         self._whole: CapturedRun | None = None
         self._runs: list[ResidentRun] = []
+        self._room: GraphRoom | None = None
 
     def use(self, plan: Plan) -> None:
         """Start anew under this plan, which has been applied; it says which layers may be captured."""
         self.drop()
         if not plan.captured or not takes_our_masks(self._module):
             return
-        room, device = GraphRoom(self._accelerator), self._accelerator.device
+        self._room = room = GraphRoom(self._accelerator, plan.graph_bytes)
         if is_whole(plan) and _computes_from_rows(self._module):
             self._whole = CapturedRun("the whole model", room)
-        layers = decoder_layers(self._module)
+        layers, device = decoder_layers(self._module), self._accelerator.device
+        gaps = {self._module.get_submodule(name) for name in plan.gaps}
         for numbers in runs_of(plan.captured):
-            self._runs.append(ResidentRun({number: layers[number] for number in numbers}, device, room))
+            self._runs.append(ResidentRun({number: layers[number] for number in numbers}, gaps, device, room))
+
+    @property
+    def graphs(self) -> GraphUse | None:
+        """The memory of graphs under this plan; None if it allows none."""
+        room = self._room
+        return None if room is None else GraphUse(room.taken, room.limit, room.full)
 
     def drop(self) -> None:
         """Free all captured work, because memory that it uses is about to change; disabled until the next `use`."""
@@ -56,7 +76,7 @@ class Captures:
             self._whole.drop()
         for run in self._runs:
             run.remove()
-        self._whole, self._runs = None, []
+        self._whole, self._runs, self._room = None, [], None
 
     def logits(
         self, ids: Sequence[int], cache: KVCache, ordinary: Callable[[], Tensor], *, whole: bool = True
@@ -90,7 +110,7 @@ class Captures:
         """Return the pass of the whole model, from the embedding rows (1, n, H) on, which are looked up in RAM."""
         rows: Tensor = self._module.get_input_embeddings().table(torch.tensor([list(ids)]))
 
-        def compute(places: Tensor, masks: Mapping[int, Tensor], inputs: Sequence[Tensor]) -> Tensor:
+        def compute(_: Leave, places: Tensor, masks: Mapping[int, Tensor], inputs: Sequence[Tensor]) -> Tensor:
             output = self._module(
                 inputs_embeds=inputs[0], position_ids=places[:1], attention_mask=self._mask(masks, cache),
                 use_cache=True, **{self._cache_argument: cache},

@@ -1,4 +1,7 @@
-"""Consecutive decoder layers that lie on the card, in a model of which other parts do not: replayed as one graph.
+"""Consecutive decoder layers on the card, in a model of which other parts are not: replayed as one graph.
+
+Modules inside of these layers may be divided or choose experts (usually MLPs). They are gaps: the run is captured as
+graphs from one to the next, and they are called in between as in any pass.
 
 transformers still calls one layer after the other. The last layer of a run computes all of them; those before it return
 their input unchanged. An ordinary pass must have shown that each layer's output goes directly to the next one. What the
@@ -9,26 +12,32 @@ The mask is the exception: its size grows with every token, so that captured lay
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
+from core.accelerators.graph import Leave
 from core.errors import ModelFailed
 from core.layers.kv_cache import KVCache
 from core.layers.kv_stretch import stretch_of
-from core.model.captured_run import CapturedRun, GraphRoom, Piece
+from core.model.captured_run import CapturedRun, Gap, GraphRoom, Piece
 
 MASK = "attention_mask"
 
 
 class ResidentRun:
-    """The layers of one run, whose forwards are replaced until `remove`."""
+    """The layers of one run, whose forwards, and those of its gaps, are replaced until `remove`."""
 
-    def __init__(self, layers: Mapping[int, nn.Module], device: torch.device, room: GraphRoom) -> None:
-        """`layers`: consecutive ones on `device` by number, which is also that of their KV cache layer."""
+    def __init__(
+        self, layers: Mapping[int, nn.Module], gaps: Collection[nn.Module], device: torch.device, room: GraphRoom
+    ) -> None:
+        """`layers`: consecutive ones on `device` by number, which is also that of their KV cache layer. `gaps`: modules
+        that are no part of graphs; those that are no children of these layers are ignored."""
         self._numbers = tuple(layers)
         self._layers = tuple(layers.values())
         self._run = CapturedRun(f"layers {min(layers)} to {max(layers)}", room)
@@ -37,12 +46,14 @@ class ResidentRun:
         self._calls: list[Call] = []
         self._waiting: Tensor | None = None  # the first layer's input, while nothing of it is computed
         self._watch = Watch(len(layers))
+        self._gaps = Gaps([child for layer in self._layers for child in layer.children() if child in gaps])
         for place, layer in enumerate(self._layers):
             layer.forward = RunForward(self, place, layer.forward)
 
     def remove(self) -> None:
         """Restore the layers and free the captured work."""
         self._run.drop()
+        self._gaps.remove()
         for layer in self._layers:
             vars(layer).pop("forward", None)
 
@@ -54,6 +65,7 @@ class ResidentRun:
         """Release the pass's tensors."""
         self._cache = self._waiting = None
         self._calls.clear()
+        self._gaps.forget()
         self._watch.forget()
 
     def forward(self, place: int, layer: RunForward, x: Tensor, given: Mapping[str, Any]) -> Any:
@@ -89,14 +101,19 @@ class ResidentRun:
         likeness = [described(x, tensors), *(call.likeness(tensors) for call in calls)]
         windows = [one.window for one in kept]
 
-        def compute(_: Tensor, masks: Mapping[int, Tensor], inputs: Sequence[Tensor]) -> Tensor:
+        def compute(leave: Leave, _: Tensor, masks: Mapping[int, Tensor], inputs: Sequence[Tensor]) -> Tensor:
             again = (
                 call.repeated(alike, inputs, masks[window])
                 for call, alike, window in zip(calls, likeness[1:], windows, strict=True)
             )
-            return _ordinary(tuple(again), inputs[0])
+            with self._gaps.left(leave):
+                return _ordinary(tuple(again), inputs[0])
 
-        return self._run.result(Piece(tensors, likeness, compute, lambda: _ordinary(calls, x)), stretch)
+        def ordinary() -> Tensor:
+            self._gaps.forget()
+            return _ordinary(calls, x)
+
+        return self._run.result(Piece(tensors, likeness, compute, ordinary, self._gaps.met), stretch)
 
 
 class RunForward:
@@ -117,6 +134,54 @@ class RunForward:
     def formed(self, y: Tensor) -> Any:
         """Return y (1, n, H) as the layer does, `rest` being what it returns besides."""
         return y if self.rest is None else (y, *self.rest)
+
+
+class Gaps:
+    """The modules of a run that are called between graphs, each with one tensor."""
+
+    def __init__(self, modules: Sequence[nn.Module]) -> None:
+        self._modules = modules
+        self._before = [vars(module).get("forward") for module in modules]
+        self._met: list[Gap | None] = []
+        self._leave: Leave | None = None
+        for module in modules:
+            module.forward = partial(self.forward, module.forward)
+
+    def remove(self) -> None:
+        """Restore the modules."""
+        for module, before in zip(self._modules, self._before, strict=True):
+            vars(module).pop("forward", None)
+            if before is not None:
+                module.forward = before
+
+    def met(self) -> list[Gap] | None:
+        """Return what the modules have computed since `forget`; None unless each made a tensor from one tensor, and
+        results of one shape."""
+        known = [gap for gap in self._met if gap is not None]
+        shapes = {(gap.result.shape, gap.result.dtype) for gap in known}
+        return known if len(known) == len(self._met) and len(shapes) <= 1 else None
+
+    def forget(self) -> None:
+        """Release the tensors."""
+        self._met.clear()
+
+    @contextmanager
+    def left(self, leave: Leave) -> Iterator[None]:
+        """Call `leave` instead of the modules."""
+        self._leave = leave
+        try:
+            yield
+        finally:
+            self._leave = None
+
+    def forward(self, own: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        """Compute a module by its own forward, and remember that, or leave it out of a graph."""
+        if self._leave is not None:
+            return self._leave(*args, **kwargs)
+        y = own(*args, **kwargs)
+        plain = len(args) == 1 and not kwargs and isinstance(args[0], Tensor) and isinstance(y, Tensor)
+        self._met.append(Gap(own, args[0], y) if plain else None)
+        return y
 
 
 class Call(NamedTuple):

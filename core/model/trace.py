@@ -70,6 +70,7 @@ def survey(module: Any, name: str = "") -> ModelSpec:
         stored_dtype=STORED[module.dtype],
         parameters=everything,
         sight_bytes=sight_bytes(module),
+        widens_states=any(map(_widens_states, module.modules())),
     )
 
 
@@ -80,6 +81,12 @@ def is_linear(module: nn.Module) -> bool:
     kind = type(module)
     plain = isinstance(module, nn.Linear) and kind.forward is nn.Linear.forward
     return plain or kind is Conv1D or kind.__name__ == "FalconLinear"
+
+
+def _widens_states(module: nn.Module) -> bool:
+    """Return whether a module computes attention for which torch's own has no way: with soft caps or sinks."""
+    capped = getattr(module, "attn_logit_softcapping", None) is not None
+    return capped or getattr(module, "sinks", None) is not None
 
 
 def is_fused(module: nn.Module) -> bool:

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import accumulate
 
-from core.planning.capture import layers_on_card
+from core.planning.capture import with_replays
 from core.planning.cost_model import GroupClass, PassCost, Residents, classify, with_disk
 from core.planning.fixed_cost import FixedCosts, fixed_costs, in_two_calls
 from core.planning.machine_rates import MachineRates
@@ -131,7 +131,7 @@ def _fastest(candidates: Sequence[Candidate], spec: ModelSpec, occupied: int) ->
 def _chosen(best: Candidate, spec: ModelSpec, occupied: int) -> Chosen:
     streamed = tuple(best.best(bucket)[0] for bucket in range(len(BUCKET_TOKENS)))
     held = best.residents
-    costs = fixed_costs(spec, best.machine, best.kv_devices, occupied, held.host_layers, held.replayed, best.kv_part)
+    costs = fixed_costs(spec, best.machine, best.kv_devices, occupied, held.host_layers, held.graphs, best.kv_part)
     decode, prefill = (best.times(bucket, streamed[bucket], costs) for bucket in (DECODE, best.prefill_bucket))
     return Chosen(best, streamed, decode, prefill)
 
@@ -144,7 +144,7 @@ def check_s(spec: ModelSpec, format: Format, chosen: Chosen, occupied: int) -> t
     found = []
     for rows in CHECKED:
         costs = fixed_costs(
-            spec, best.machine, best.kv_devices, occupied, held.host_layers, held.replayed, best.kv_part, rows
+            spec, best.machine, best.kv_devices, occupied, held.host_layers, held.graphs, best.kv_part, rows
         )
         priced = replace(best, classes=classify(spec, format, best.machine, **how, few=rows))
         found.append(priced.times(FEW, chosen.streamed[FEW], costs).total)
@@ -172,10 +172,9 @@ def gpu_candidates(
             room -= on_card + weights + gpu_workspace(spec, format, gpu, chunk, context) + ring.total
         host = host_memory(spec, format, classes, residents, room)
         if strategy == "hetegen":
-            replayed = layers_on_card(spec, machine, classes, residents, kv_devices)
-            residents = residents.with_replayed(replayed, classes)
-        hosted, replayed = residents.host_layers, residents.replayed
-        costs = fixed_costs(spec, machine, kv_devices, context // 2, hosted, replayed, kv_part)
+            residents = with_replays(residents, spec, machine, classes, kv_devices)
+        hosted, graphs = residents.host_layers, residents.graphs
+        costs = fixed_costs(spec, machine, kv_devices, context // 2, hosted, graphs, kv_part)
         return Candidate(machine, classes, residents, kv_devices, chunk, ring, host, costs, strategy, 0, kv_part)
 
     makes = [classes, *_paired(spec, format, machine, strategy)]

@@ -18,7 +18,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
-from core.planning.fixed_cost import FUSED_SHARE, FixedCosts, between_share, in_two_calls
+from core.planning.fixed_cost import FUSED_SHARE, FixedCosts, Graphs, between_share, in_two_calls
 from core.planning.machine_rates import MachineRates, cpu_rate, gpu_rate
 from core.spec import (
     BUCKET_TOKENS,
@@ -84,7 +84,8 @@ class Residents:
     """The resident part of each class: the first `whole` groups, and the share `part` of each of the others.
 
     The CPU computes `host_layers` entirely in passes of few tokens. Their groups are the last `host_groups` of each
-    class, and have no resident rows. `replayed` layers are captured as graphs: `replayed_groups` of each class.
+    class, and have no resident rows. `replayed` layers are captured as graphs, with `replayed_groups` of each class,
+    and with `gaps` between graphs for what is not captured of them.
     """
 
     whole: tuple[int, ...]
@@ -93,6 +94,19 @@ class Residents:
     host_groups: tuple[int, ...] = ()
     replayed: frozenset[int] = frozenset()
     replayed_groups: tuple[int, ...] = ()
+    gaps: int = 0
+
+    @property
+    def graphs(self) -> Graphs:
+        """The number of layers that are captured, and of gaps in them."""
+        return Graphs(len(self.replayed), self.gaps)
+
+    def with_whole(self, classes: Sequence[GroupClass]) -> Residents:
+        """Return the same, with groups of which all is resident among the whole ones."""
+        there = [part >= 1 for part in self.part]
+        counts = zip(there, classes, self.whole, strict=True)
+        whole = tuple(item.count if all_of_it else count for all_of_it, item, count in counts)
+        return replace(self, whole=whole, part=tuple(0.0 if part >= 1 else part for part in self.part))
 
     def copied(self, classes: Sequence[GroupClass]) -> int:
         """Return the bytes of RAM for contiguous copies of following linears' columns, which the CPU reads fast."""
@@ -106,11 +120,6 @@ class Residents:
     def as_graphs(self, bucket: int) -> tuple[int, ...]:
         """Return the number of groups of each class that the card replays."""
         return self.replayed_groups if self.replayed and bucket <= FEW else (0,) * len(self.whole)
-
-    def with_replayed(self, layers: frozenset[int], classes: Sequence[GroupClass]) -> Residents:
-        """Return the same with these layers, which lie entirely on the card, as graphs."""
-        groups = tuple(sum(layer in layers for layer in item.layers) for item in classes)
-        return replace(self, replayed=layers, replayed_groups=groups)
 
 
 def classify(

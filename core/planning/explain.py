@@ -120,6 +120,8 @@ def figures(plan: Plan, spec: ModelSpec) -> list[str]:
         found.append(
             sentence("While it writes, {} of {} layers are computed by the processor alone.", count, spec.layers)
         )
+    if plan.captured:
+        found.append(_captured(plan, spec))
     if part := _held_experts(plan, spec):
         used = format_share(plan.profile.covered(part))
         found.append(
@@ -193,6 +195,15 @@ def _expected(plan: Plan) -> str:
     low, high, prompts = tok_s(plan.decode.low), tok_s(plan.decode.high), tok_s(plan.prefill.likely)
     return sentence(
         "Expected: {} to {} tokens per second, prompts at {} ({}).", low, high, prompts, HOW[plan.confidence]
+    )
+
+
+def _captured(plan: Plan, spec: ModelSpec) -> str:
+    return sentence(
+        "While it writes, the graphics card replays recorded work in {} of {} layers; {} are set aside for that.",
+        len(plan.captured),
+        spec.layers,
+        format_memory(plan.graph_bytes),
     )
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from core.planning.machine_rates import GUESSED_FLOPS, MachineRates
 from core.spec import BUCKET_LIMITS, BUCKET_TOKENS, FEW, PREFILL, ModelSpec, tokens_with
@@ -12,8 +13,20 @@ from core.spec import BUCKET_LIMITS, BUCKET_TOKENS, FEW, PREFILL, ModelSpec, tok
 DENSE_GROUPS, EXPERT_GROUPS, FUSED_SHARE = (3, 1, 2, 1), (3, 1, 1, 1), 0.2
 """Linears of a layer by shared input (q, k, v; output; gate, up, or those of experts; down) that
 `layers.fused_layers` computes, and the fraction of the time between products that remains then."""
+GAP_SHARE = 0.1
+"""Fraction of a layer's time besides its linears that an MLP takes: 3 of 38 launches of a layer of llama."""
 CPU_ATTENTION_SHARE = 0.4
 """Fraction of the memory bandwidth at which attention on the CPU reads the KV cache."""
+
+
+class Graphs(NamedTuple):
+    """What a card replays: `layers`, without `gaps` modules of them."""
+
+    layers: int = 0
+    gaps: int = 0
+
+
+NO_GRAPHS = Graphs()
 
 
 @dataclass(frozen=True)
@@ -26,13 +39,12 @@ class FixedCosts:
 
 def fixed_costs(
     spec: ModelSpec, machine: MachineRates, kv_devices: Sequence[int], occupied: int,
-    host_layers: Collection[int] = (), replayed: Collection[int] = (), kv_part: float = 1.0,
-    few: int = BUCKET_TOKENS[FEW],
+    host_layers: Collection[int] = (), graphs: Graphs = NO_GRAPHS, kv_part: float = 1.0, few: int = BUCKET_TOKENS[FEW],
 ) -> FixedCosts:  # fmt: skip
     """Return the costs with attention over `occupied` tokens, with `kv_devices` and `host_layers` as in a Plan.
 
-    `replayed`: layers that are captured as graphs. `kv_part`: the share of the heads of every layer that is on the
-    card; the CPU computes the others at the same time. `few`: the rows that represent the bucket FEW.
+    `kv_part`: the share of the heads of every layer that is on the card; the CPU computes the others at the same time.
+    `few`: the rows that represent the bucket FEW.
     """
     sizes = [layer.nbytes(occupied) for layer in spec.kv_layers]
     on_host = sum(size * (1 - kv_part if device >= 0 else 1) for size, device in zip(sizes, kv_devices, strict=True))
@@ -40,7 +52,7 @@ def fixed_costs(
     share = on_host / max(1, sum(sizes))
     attention, overhead = [], []
     for bucket, m in enumerate(tokens_with(few)):
-        hosted, graphs = (len(host_layers), len(replayed)) if bucket <= FEW else (0, 0)
+        hosted, replayed = (len(host_layers), graphs) if bucket <= FEW else (0, NO_GRAPHS)
         operations = 4.0 * m * (occupied + m) / 2 * spec.hidden * spec.layers if m > 1 else 0.0
         host = _host_attention(spec, machine, m, occupied, on_host, share)
         card = _gpu_attention(machine, sum(sizes) - on_host, (1 - share) * operations)
@@ -48,7 +60,7 @@ def fixed_costs(
         visits = spec.layers if kv_part < 1 and bucket > FEW else away - hosted
         seconds += visits * _visit_s(spec, machine, m)
         attention.append(seconds)
-        between = _layers_s(spec, machine, hosted, graphs, m) + _drawn(m) * spec.vocab * machine.hardware.cpu.score_s
+        between = _layers_s(spec, machine, hosted, replayed, m) + _drawn(m) * spec.vocab * machine.hardware.cpu.score_s
         overhead.append(machine.profile.overhead * between)
     return FixedCosts(tuple(attention), tuple(overhead))
 
@@ -81,15 +93,17 @@ def _visit_s(spec: ModelSpec, machine: MachineRates, tokens: int) -> float:
     return machine.profile.overhead * link.sync_s + 4.0 * tokens * spec.hidden / link.d2h_pinned
 
 
-def _layers_s(spec: ModelSpec, machine: MachineRates, hosted: int, graphs: int, tokens: int) -> float:
-    """Return the seconds of all layers besides linears and attention, with `hosted` of them on the CPU, and `graphs`
-    replayed."""
+def _layers_s(spec: ModelSpec, machine: MachineRates, hosted: int, graphs: Graphs, tokens: int) -> float:
+    """Return the seconds of all layers besides linears and attention, with `hosted` of them on the CPU.
+
+    A gap between graphs takes one more launch, and a copy of its result.
+    """
     on_cpu = machine.hardware.cpu.layer_s
     if machine.gpu is None:
         return on_cpu * between_share(spec) * spec.layers
     visit = _visit_s(spec, machine, tokens) if hosted else 0.0
-    called = spec.layers - hosted - machine.replay_saves * graphs
-    return on_cpu * FUSED_SHARE * hosted + machine.gpu.layer_s * called + visit
+    called = spec.layers - hosted - machine.replay_saves * (graphs.layers - GAP_SHARE * graphs.gaps)
+    return on_cpu * FUSED_SHARE * hosted + machine.gpu.layer_s * called + 2 * graphs.gaps * machine.gpu.launch_s + visit
 
 
 def between_share(spec: ModelSpec) -> float:

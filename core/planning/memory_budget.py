@@ -87,12 +87,13 @@ def gpu_workspace(spec: ModelSpec, format: Format, gpu: Gpu, chunk: int, context
 
 def graph_bytes(spec: ModelSpec, gpu: Gpu, context: int) -> int:
     """Return the bytes of VRAM for captured work: activations and dequantised states of one layer, which graphs share,
-    the results of all in 16 bits, and the parts of the allocator's blocks that stay unused."""
+    the results of all in 16 bits, also at gaps in layers, and the parts of the allocator's blocks that stay unused."""
     if not gpu.graphs or not steady_layers(spec):
         return 0
     packed = max((kv.nbytes(context) for kv in spec.kv_layers if kv.recent_bytes), default=0)
     slack = 0 if gpu.simulated else GRAPH_SLACK
-    return _activations(spec, MOST_ROWS) + WIDENED * packed + 2 * ROWS_TOGETHER * spec.vocab + slack
+    results = 2 * ROWS_TOGETHER * (spec.vocab + spec.layers * spec.hidden)
+    return _activations(spec, MOST_ROWS) + WIDENED * packed + results + slack
 
 
 def weights_on_card(spec: ModelSpec, classes: Sequence[GroupClass], residents: Residents) -> int:

@@ -15,6 +15,7 @@ from core.planning.capture import with_capture
 from core.planning.cost_model import TYPICAL_CONTEXT
 from core.planning.explain import FORMAT_WORDS, figures, format_reason, reason, tok_s, too_big_or_busy
 from core.planning.machine_rates import MachineRates
+from core.planning.memory_budget import graph_bytes
 from core.planning.plan_builder import assemble
 from core.planning.sight import with_sight
 from core.spec import COMFORTABLE_TOK_S, FORMATS, Budget, Format, Hardware, ModelSpec, Plan, Profile, Strategy
@@ -123,7 +124,9 @@ def _place_as(
         candidates.append(cpu_candidate(spec, format, MachineRates(hardware, None, profile, threads), budget, context))
     chosen = best_candidate(candidates, spec, occupied)
     plan = replace(assemble(spec, strategy, format, context, chosen), kv=budget.kv)
-    return with_capture(with_sight(plan, spec, hardware, budget), spec, hardware)
+    gpu = chosen.candidate.machine.gpu
+    reserved = graph_bytes(spec, gpu, context) if gpu else 0
+    return with_capture(with_sight(plan, spec, hardware, budget), spec, hardware, reserved)
 
 
 def _context(spec: ModelSpec, hardware: Hardware, budget: Budget) -> int:

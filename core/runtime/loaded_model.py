@@ -37,6 +37,9 @@ from core.vision.vision import ModelVision
 from core.weights.packed_cache import cache_key
 
 UNLOCKED = sentence("The system lets too little memory be locked for fast copies, so streaming to the card is slower.")
+GRAPHS_FULL = sentence(
+    "What the graphics card recorded to replay it takes the memory that was set aside; no more is recorded."
+)
 
 
 @dataclass(frozen=True)
@@ -237,6 +240,7 @@ class LoadedModel:
         if isinstance(placement := self.model.placement, DevicePlacement):
             known = popularity(placement.expert_uses.values()) or profile.hottest
             profile = replace(profile, hottest=known)
+            self.plan = with_graph_note(self.plan, placement)
         if profile != self.profile:
             self.profile = profile
             remember(cache_folder(), model_key(self.plan, self.machine.now()), profile)
@@ -326,3 +330,10 @@ class LoadedModel:
 def with_pinning_note(plan: Plan, placement: DevicePlacement) -> Plan:
     """Return the plan, with a note if the system pins too little memory for it."""
     return replace(plan, reasons=(*plan.reasons, UNLOCKED)) if placement.streams_starved else plan
+
+
+def with_graph_note(plan: Plan, placement: DevicePlacement) -> Plan:
+    """Return the plan, with a note if some work was not captured because the memory for it is used up."""
+    use = placement.captures.graphs
+    is_new = use is not None and use.full and GRAPHS_FULL not in plan.reasons
+    return replace(plan, reasons=(*plan.reasons, GRAPHS_FULL)) if is_new else plan

@@ -39,6 +39,12 @@ class LinearSpec:
     key_rows: int = 0
 
     @property
+    def part(self) -> str:
+        """The path of the layer's own child that it is, or lies in, such as 'model.layers.3.mlp'."""
+        before, number, within = self.name.partition(f".{self.layer}.")
+        return before + number + within.partition(".")[0]
+
+    @property
     def parameters(self) -> int:
         """Number of weights, of all experts."""
         return self.experts * self.rows * self.columns
@@ -106,7 +112,8 @@ class ModelSpec:
     small parameters, always on the compute device. `embedding_bytes`: input tables as stored; if `head_tied`, they are
     the head's weights. `lookup_bytes`: other tables with a row per token, which stay in RAM. `head`: the output head's
     name among `linears` ('' if there is none). `stored_as`: the name of the files' quantisation, if any. `sight_bytes`:
-    the vision part, which is loaded into RAM with the first picture.
+    the vision part, which is loaded into RAM with the first picture. `widens_states`: attention on a card copies keys
+    and values as floats (soft caps, sinks).
     """
 
     name: str
@@ -126,6 +133,7 @@ class ModelSpec:
     parameters: int = 0
     sight_bytes: int = 0
     lookup_bytes: int = 0
+    widens_states: bool = False
 
     def storage(self, linear: LinearSpec, format: Format) -> Storage:
         """Return the storage of a linear in memory: as stored, or with fewer bits; never with more than it was stored.

@@ -218,7 +218,8 @@ class Plan:
     for every token. `active_bytes`: weights that one token reads. `load_peak`: peak of the process's own RAM while
     loading. `check_s`: seconds of passes that verify drafts. `profile`: the corrections contained in the times.
     `expert_rates`: the costs of experts beside a GPU. `head_copy`: bytes of RAM for the coarse copy of the output head;
-    0 = none. `sight_gpu`: the GPU for the vision part, -1 = RAM. `captured`: layers whose work may be replayed there.
+    0 = none. `sight_gpu`: the GPU for the vision part, -1 = RAM. `captured`: layers whose work may be replayed there,
+    except that of `gaps`, modules in them by path; `graph_bytes`: VRAM, as part of the workspace, for what is replayed.
     """
 
     model: str
@@ -254,6 +255,8 @@ class Plan:
     head_copy: int = 0
     sight_gpu: int = -1
     captured: tuple[int, ...] = ()
+    gaps: tuple[str, ...] = ()
+    graph_bytes: int = 0
 
     @property
     def divides_heads(self) -> bool:

@@ -120,10 +120,10 @@ def _layer(config: dict[str, object], layer: int, width: int, kv_width: int) -> 
     heads = 0 if "ffn_dim" in config or "sliding_window" in config else int(str(config.get("num_key_value_heads", 0)))
     attends = 10 * layer if heads else -1
     attention = [
-        LinearSpec(f"{at}.q", width, hidden, 10 * layer, layer),
-        LinearSpec(f"{at}.k", kv_width, hidden, 10 * layer, layer),
-        LinearSpec(f"{at}.v", kv_width, hidden, 10 * layer, layer),
-        LinearSpec(f"{at}.o", hidden, width, 10 * layer + 1, layer, attends=attends, heads=heads),
+        LinearSpec(f"{at}.self_attn.q", width, hidden, 10 * layer, layer),
+        LinearSpec(f"{at}.self_attn.k", kv_width, hidden, 10 * layer, layer),
+        LinearSpec(f"{at}.self_attn.v", kv_width, hidden, 10 * layer, layer),
+        LinearSpec(f"{at}.self_attn.o", hidden, width, 10 * layer + 1, layer, attends=attends, heads=heads),
     ]
     return attention + _feed_forward(config, layer, hidden, at)
 
@@ -134,13 +134,14 @@ def _feed_forward(config: dict[str, object], layer: int, hidden: int, at: str) -
         inner = int(str(config.get("moe_intermediate_size") or config["intermediate_size"]))
         active = int(str(config["num_experts_per_tok"]))
         return [
-            LinearSpec(f"{at}.gate_up", 2 * inner, hidden, 10 * layer + 2, layer, experts, active),
-            LinearSpec(f"{at}.down", hidden, inner, 10 * layer + 3, layer, experts, active),
+            LinearSpec(f"{at}.mlp.experts.gate_up", 2 * inner, hidden, 10 * layer + 2, layer, experts, active),
+            LinearSpec(f"{at}.mlp.experts.down", hidden, inner, 10 * layer + 3, layer, experts, active),
         ]
     if "ffn_dim" in config:
         inner = int(str(config["ffn_dim"]))
         first = [LinearSpec(f"{at}.fc1", inner, hidden, 10 * layer + 2, layer)]
     else:
         inner = int(str(config["intermediate_size"]))
+        at = f"{at}.mlp"
         first = [LinearSpec(f"{at}.{name}", inner, hidden, 10 * layer + 2, layer) for name in ("gate", "up")]
     return [*first, LinearSpec(f"{at}.down", hidden, inner, 10 * layer + 3, layer, after=10 * layer + 2)]

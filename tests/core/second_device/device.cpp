@@ -443,14 +443,18 @@ struct DeviceMemory final : c10::DeviceAllocator {
   // Memory of the graph's pool that nobody holds any more.
   char* idle_of(Capture& capture, size_t bytes) {
     auto& d = device();
+    Block* best = nullptr;
+    char* found = nullptr;
     for (auto& [begin, block] : d.memory.blocks) {
-      if (block.pool != capture.pool || !block.idle || block.bytes < bytes)
-        continue;
-      block.idle = false;
-      poison(d.memory.seen + begin, block.bytes);
-      return d.memory.seen + begin;
+      bool fits = block.pool == capture.pool && block.idle && block.bytes >= bytes;
+      if (fits && (!best || block.bytes < best->bytes))
+        best = &block, found = d.memory.seen + begin;
     }
-    return nullptr;
+    if (!best)
+      return nullptr;
+    best->idle = false;
+    poison(found, best->bytes);
+    return found;
   }
   // Not a number in any floating type, so that reading what was never written shows.
   void poison(char* found, size_t bytes) {

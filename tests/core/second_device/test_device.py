@@ -14,6 +14,7 @@ import pytest
 import torch
 
 from core.accelerators.card_checks import replays, try_card
+from core.accelerators.graph import Leave
 from core.accelerators.trial import tried
 from core.errors import DeviceLost, NotEnoughMemory
 from core.units import MIB
@@ -204,7 +205,7 @@ graphs = pytest.mark.skipif(not hasattr(torch.accelerator, "Graph"), reason="thi
 @graphs
 def test_what_is_captured_is_done_when_it_is_replayed(second: SecondDevice, card: SecondCard) -> None:
     total = card.to_device(torch.zeros(3))
-    replay = card.captured(lambda x: total.add_(x).clone(), [torch.ones(3)])
+    replay = card.captured(lambda _, x: total.add_(x).clone(), [torch.ones(3)])
     assert replay is not None
     assert total.tolist() == [1, 1, 1], "done once before the capture, and not in it"
     launches = second.get("launches")
@@ -233,7 +234,7 @@ WAITS: dict[str, Callable[[SecondCard, torch.Tensor], object]] = {
 def test_what_waits_for_the_host_cannot_be_captured(second: SecondDevice, card: SecondCard, wait: str) -> None:
     used = card.memory().used
 
-    def work(x: torch.Tensor) -> torch.Tensor:
+    def work(_: Leave, x: torch.Tensor) -> torch.Tensor:
         WAITS[wait](card, x)
         return x
 
@@ -248,7 +249,7 @@ def test_what_waits_for_the_host_cannot_be_captured(second: SecondDevice, card: 
 @graphs
 def test_memory_of_what_was_captured_is_its_own_until_it_is_dropped(second: SecondDevice, card: SecondCard) -> None:
     used = card.memory().used
-    replay = card.captured(lambda x: ((x + 1) * 2 - 1) * 3, [torch.zeros(MIB)])
+    replay = card.captured(lambda _, x: ((x + 1) * 2 - 1) * 3, [torch.zeros(MIB)])
     assert replay is not None
     held = card.memory().used - used
     assert held == 3 * 4 * MIB, "the input, and two that take turns"
@@ -264,7 +265,7 @@ def test_memory_of_what_was_captured_is_its_own_until_it_is_dropped(second: Seco
 @graphs
 def test_a_replay_waits_for_what_it_reads(second: SecondDevice, card: SecondCard) -> None:
     there, source = card.to_device(torch.zeros(MIB)), card.pinned(4 * MIB).view(torch.float32).fill_(2)
-    replay = card.captured(lambda x: there + x, [torch.zeros(1)])
+    replay = card.captured(lambda _, x: there + x, [torch.zeros(1)])
     assert replay is not None
     stream, arrived = card.stream(), card.event()
     card.copy_async(there, source, stream)
@@ -279,7 +280,7 @@ def test_a_replay_waits_for_what_it_reads(second: SecondDevice, card: SecondCard
 @graphs
 def test_a_replay_that_uses_what_is_gone_is_noticed(second: SecondDevice, card: SecondCard) -> None:
     held = [card.to_device(torch.zeros(9))]
-    replay = card.captured(lambda x: held[0] + x, [torch.zeros(1)])
+    replay = card.captured(lambda _, x: held[0] + x, [torch.zeros(1)])
     assert replay is not None
     replay(torch.ones(1)).tolist()
     held.clear()

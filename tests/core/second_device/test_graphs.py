@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,20 +15,15 @@ from core.accelerators.simulated import SimulatedAccelerator
 from core.accelerators.simulation_spec import parse_simulation
 from core.engine import Engine
 from core.errors import ModelFailed
-from core.events import Event, Finished, LoadOptions, Message, Piece, Prefill, Request, Sampling
-from core.generation.generate import generate
+from core.events import Event, Finished, LoadOptions, Message, Piece, Request, Sampling
 from core.hardware.call_overhead import replay_saves
-from core.layers.kv_cache import KVCache
 from core.model.captured_run import FIRST_PASSES
-from core.model.host_weights import HostWeights
-from core.model.language_model import LanguageModel, fill
-from core.model.model_source import open_source
-from core.model.placement import DevicePlacement, HostPlacement
 from core.planning.capture import capturable
-from core.spec import BUCKET_TOKENS, Format, KvFormat, ModelSpec, Plan, Ring, Rows
+from core.spec import Format, KvFormat, Ring, Rows
 from tests.core.families import FAMILIES
 from tests.core.offload.test_hetero_linear import TOKENS, Bench, plan_of
 from tests.core.second_device import SecondCard, SecondDevice, put_in
+from tests.core.second_device.placed import FEW_PLACES, GRAPHS, PLANS, Placed, divided, whole
 from tests.core.tiny_tokenizer import chat_model
 
 pytestmark = pytest.mark.skipif(not hasattr(torch.accelerator, "Graph"), reason="this torch has no graphs for all")
@@ -39,66 +34,6 @@ CAPTURED = (
 )  # fmt: skip
 OF_THEIR_OWN = ("falcon", "mpt", "bloom", "xglm")
 """Families with attention of their own: its inputs lie in the cache, but these models count the tokens themselves."""
-FEW_PLACES = {"gpt2": {"n_positions": 96}}
-"""A table with a row for most tokens would be taken for one that is looked up in RAM."""
-
-
-def whole(spec: ModelSpec, *, captured: bool = True) -> Plan:
-    """Return a plan with everything on the card, and all layers captured or none."""
-    shares = [(Rows(linear.rows, 0, 0),) * len(BUCKET_TOKENS) for linear in spec.linears]
-    return replace(plan_of(spec, shares, True, Ring()), captured=tuple(range(spec.layers)) if captured else ())
-
-
-def divided(spec: ModelSpec, *layers: int, captured: bool = True) -> Plan:
-    """Return a plan in which these layers and the output head are on both sides, and the others on the card."""
-    shares = []
-    for linear in spec.linears:
-        third = linear.rows // 3 if linear.layer in (*layers, -1) else 0
-        shares.append((Rows(linear.rows - 2 * third, third, third),) * len(BUCKET_TOKENS))
-    plan = plan_of(spec, shares, True, Ring(2, 32768))
-    return replace(plan, captured=capturable(plan, spec) if captured else ())
-
-
-class Placed:
-    """A family's tiny model on the second device, with one KV cache."""
-
-    def __init__(self, bench: Bench, card: SecondCard, plan: Plan, format: Format = "bf16") -> None:
-        source = open_source(bench.folder)
-        for _ in fill(source.module, source.weights):
-            pass
-        weights = HostWeights(source, bench.spec, format, bench.kernels, bench.scratch)
-        for _ in weights.make():
-            pass
-        HostPlacement(source.module, weights)
-        self.placement = DevicePlacement(source.module, weights, plan, card, bench.spec.kv_layers)
-        list(self.placement.apply(plan))
-        self.model = LanguageModel(source.module, self.placement)
-        self.cache: KVCache = self.placement.make_cache(source.module.config, plan)
-
-    def draw(self, prompt: list[int], count: int) -> Iterator[int]:
-        """Decode greedily, token by token."""
-        drawn = 0
-        for step in generate(self.model, self.cache, prompt, lambda logits, _: int(logits.argmax()), bool, 16):
-            if isinstance(step, Prefill):
-                continue
-            yield step.id
-            if (drawn := drawn + 1) == count:
-                return
-
-    def close(self, card: SecondCard) -> None:
-        self.placement.close()
-        card.close()
-
-
-@pytest.fixture(scope="module")
-def llama(tmp_path_factory: pytest.TempPathFactory) -> Bench:
-    return Bench("llama", tmp_path_factory.mktemp("llama"))
-
-
-@pytest.fixture
-def short_stretches(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Shorten the stretches, so that a reply of 32 tokens crosses the ends of some."""
-    monkeypatch.setattr("core.layers.kv_stretch.STEP", 16)
 
 
 @pytest.mark.usefixtures("short_stretches")
@@ -109,7 +44,7 @@ def test_same_tokens_in_every_family(second: SecondDevice, card: SecondCard, tmp
     plan = whole(bench.spec)
     assert bench.run(plan, plan, card) == bench.expected
     assert (second.get("replays") > TOKENS // 2) == (family in CAPTURED)
-    assert (capturable(plan, bench.spec) == plan.captured) == (family in (*CAPTURED, *OF_THEIR_OWN))
+    assert (capturable(plan, bench.spec) == (plan.captured, ())) == (family in (*CAPTURED, *OF_THEIR_OWN))
 
 
 @pytest.mark.usefixtures("short_stretches")
@@ -165,17 +100,17 @@ def test_a_run_of_layers_is_one_launch(second: SecondDevice, card: SecondCard, t
 
 @pytest.mark.parametrize("family", ["llama", "mistral", "gemma3_text"])
 @pytest.mark.parametrize("kv", ["bf16", "int8"])
-@pytest.mark.parametrize("some", [False, True], ids=["whole", "divided"])
+@pytest.mark.parametrize("kind", PLANS)
 def test_same_logits_for_several_rows(
     second: SecondDevice, card: SecondCard, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, family: str, kv: KvFormat,
-    some: bool,
+    kind: str,
 ) -> None:  # fmt: skip
     """As drafts are verified: some of the rows are taken back each time. Windows move within short buffers."""
     monkeypatch.setattr("core.layers.kv_layers.SLIDING_SLACK", 16)
     bench, counts, seen = Bench(family, tmp_path), (1, 3, 8), []
     prompt = (bench.prompt + bench.expected)[:60]
     for captured in (False, True):
-        plan = divided(bench.spec, 1, captured=captured) if some else whole(bench.spec, captured=captured)
+        plan = PLANS[kind](bench.spec, captured)
         placed, found = Placed(bench, card, replace(plan, kv=kv)), list[Tensor]()
         placed.model.forward(prompt, placed.cache)
         for turn in range(10):
@@ -186,25 +121,7 @@ def test_same_logits_for_several_rows(
         seen.append(torch.cat(found))
         placed.close(card)
     torch.testing.assert_close(seen[1], seen[0], rtol=1e-3, atol=1e-3)
-    assert second.get("replays") > (2 if some else 1) * len(counts) * 3
-
-
-def test_graphs_for_several_numbers_of_rows_share_memory(second: SecondDevice, card: SecondCard, llama: Bench) -> None:
-    """They share the memory of what is computed between their inputs and results."""
-    placed = Placed(llama, card, whole(llama.spec))
-    placed.model.forward(llama.prompt, placed.cache)
-    placed.model.forward(llama.prompt[:1], placed.cache)
-    used = [card.memory().used]
-    for count in (16, 15, *range(8, 0, -1), 14):
-        for _ in range(FIRST_PASSES + 2):
-            placed.model.forward(llama.expected[:count], placed.cache, keep=count)
-            placed.cache.rewind(40)
-        used.append(card.memory().used)
-    assert second.get("replays") == 2 * 10 + 1, "two of each, and none of the last, for which there is no room"
-    first, others, last = used[1] - used[0], used[10] - used[1], used[11] - used[10]
-    assert 0 < others < first
-    assert last == 0
-    placed.close(card)
+    assert second.get("replays") > GRAPHS[kind] * len(counts) * 3
 
 
 def test_what_a_replay_saves_is_measured(
@@ -416,7 +333,7 @@ def test_a_device_that_captures_nothing_is_asked_once(
     card: SecondCard, llama: Bench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     asked = []
-    monkeypatch.setattr(card, "captured", lambda work, inputs, beside: asked.append(work))
+    monkeypatch.setattr(card, "captured", lambda work, *_: asked.append(work))
     placed = Placed(llama, card, whole(llama.spec))
     assert list(placed.draw(llama.prompt, TOKENS)) == llama.expected
     assert len(asked) == 2  # for the whole model, and for its layers
