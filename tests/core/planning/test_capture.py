@@ -28,10 +28,10 @@ def test_a_model_that_lies_on_the_card_is_captured() -> None:
 def test_so_are_the_layers_of_others_that_do(name: str, vram: int) -> None:
     spec = without_heads(model(name))
     plan = place(spec, ABLE, replace(SMALL, vram=vram))
-    assert 0 < len(plan.captured) < spec.layers
+    assert 0 < len(plan.captured) - len(plan.gaps) < spec.layers
     assert not is_whole(plan)
     for linear, one in zip(spec.linears, plan.linears, strict=True):
-        if linear.layer in plan.captured:
+        if linear.layer in plan.captured and linear.part not in plan.gaps:
             assert one.resident == one.rows
             assert plan.kv_devices[linear.layer] == 0
 
@@ -70,8 +70,8 @@ def test_what_a_replay_saves_is_in_the_price() -> None:
     assert known.decode == plain.decode
 
 
-def test_more_layers_are_kept_whole_where_replays_save_time() -> None:
-    spec, budget = model("llama-3.1-8b"), replace(SMALL, vram=4 * GIB)
+def test_more_is_captured_where_replays_save_time() -> None:
+    spec, budget = model("llama-3.2-1b"), replace(SMALL, vram=7 * GIB // 10)
     known, plain = (place(spec, machine, budget) for machine in (SAVING, ABLE))
     assert known.decode.likely > plain.decode.likely
     assert len(known.captured) > len(plain.captured)
