@@ -121,9 +121,9 @@ def in_transformers_words(spec: ModelSpec) -> ModelSpec:
 def test_what_4_bits_would_harm_most_keeps_6() -> None:
     spec = in_transformers_words(model("llama-3.1-8b"))
     storages = {linear.name: spec.storage(linear, "int4") for linear in spec.linears}
-    names = ("lm_head", "model.layers.9.v_proj", "model.layers.9.q_proj")
+    names = ("lm_head", "model.layers.9.self_attn.v_proj", "model.layers.9.self_attn.q_proj")
     assert tuple(storages[name] for name in names) == ("int6", "int6", "int4")
-    downs = [layer for layer in range(32) if storages[f"model.layers.{layer}.down_proj"] == "int6"]
+    downs = [layer for layer in range(32) if storages[f"model.layers.{layer}.mlp.down_proj"] == "int6"]
     assert downs == [0, 1, 2, 3, 7, 11, 15, 19, 23, 27, 28, 29, 30, 31]
     assert {spec.storage(linear, "int8") for linear in spec.linears} == {"int8"}
 
