@@ -110,14 +110,22 @@ def best_candidate(candidates: Sequence[Candidate], spec: ModelSpec, occupied: i
     """Return the layout with the fastest typical reply, among those that fit if any does; timed at `occupied`
     tokens.
 
-    Attention is divided by heads only if that is no slower at `occupied` tokens, either.
+    Attention is divided by heads, and captured around gaps, only if a token takes no longer then, either.
     """
     best = _fastest(candidates, spec, occupied)
-    others = [one for one in candidates if one.kv_part == 1]
-    if best.candidate.kv_part == 1 or not others:
-        return best
-    undivided = _fastest(others, spec, occupied)
-    return best if best.decode.total <= undivided.decode.total else undivided
+    for is_plain in (_is_undivided, _is_without_gaps):
+        others = [one for one in candidates if is_plain(one) and one.host.fits >= best.candidate.host.fits]
+        if others and not is_plain(best.candidate):
+            best = min(best, _fastest(others, spec, occupied), key=lambda one: one.decode.total)
+    return best
+
+
+def _is_undivided(candidate: Candidate) -> bool:
+    return candidate.kv_part == 1
+
+
+def _is_without_gaps(candidate: Candidate) -> bool:
+    return _is_undivided(candidate) and not candidate.residents.gaps
 
 
 def _fastest(candidates: Sequence[Candidate], spec: ModelSpec, occupied: int) -> Chosen:

@@ -39,7 +39,7 @@ def test_so_are_the_layers_of_others_that_do(name: str, vram: int) -> None:
 @pytest.mark.parametrize("name", ["llama-3.1-8b", "olmoe-1b-7b"])
 def test_so_is_attention_where_only_the_rest_is_divided(name: str) -> None:
     """The usual plan between some layers and all: attention on the card, MLPs on both sides, experts by use."""
-    spec = model(name)
+    spec = without_heads(model(name))
     plain, known = (place(spec, machine, replace(SMALL, vram=2 * GIB)) for machine in (ABLE, SAVING))
     assert known.captured == tuple(range(spec.layers))
     assert known.gaps == tuple(sorted(f"model.layers.{layer}.mlp" for layer in range(spec.layers)))
@@ -70,6 +70,16 @@ def test_what_a_replay_saves_is_in_the_price() -> None:
     assert known.decode == plain.decode
 
 
+@pytest.mark.parametrize("tenths", [6, 7, 8])
+def test_gaps_make_no_token_slower(tenths: int) -> None:
+    """Reading a prompt may be faster with another division, but not at the expense of every token."""
+    spec, budget = without_heads(model("llama-3.2-1b")), replace(SMALL, vram=tenths * GIB // 10)
+    alone = replace(spec, linears=tuple(replace(one, name=one.name.replace(".mlp.", ".")) for one in spec.linears))
+    with_gaps, without = (place(one, SAVING, budget) for one in (spec, alone))
+    assert not without.gaps
+    assert with_gaps.decode.likely >= without.decode.likely
+
+
 def test_more_is_captured_where_replays_save_time() -> None:
     spec, budget = model("llama-3.2-1b"), replace(SMALL, vram=7 * GIB // 10)
     known, plain = (place(spec, machine, budget) for machine in (SAVING, ABLE))
@@ -79,7 +89,7 @@ def test_more_is_captured_where_replays_save_time() -> None:
 
 def test_the_memory_of_graphs_is_counted() -> None:
     able, other = (place(model("llama-3.1-8b"), machine, SMALL).memory[-1] for machine in (ABLE, DESKTOP))
-    assert 0 < able.workspace - other.workspace < 40 << 20
+    assert 0 < able.workspace - other.workspace < 56 << 20
     opt, capped = model("opt-6.7b"), replace(model("opt-6.7b"), widens_states=True)
     counted, none = (place(spec, ABLE, SMALL).memory[-1].workspace for spec in (opt, capped))
     assert none == place(opt, DESKTOP, SMALL).memory[-1].workspace < counted
