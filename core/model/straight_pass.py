@@ -19,6 +19,7 @@ from core.layers.kv_cache import KVCache
 from core.layers.kv_layers import PreallocatedLayer
 from core.model.captures import takes_our_masks
 from core.model.language_half import text_config
+from core.startup.torch_threads import one_thread
 
 ANGLES, NORM = "rotary_emb", "norm"
 """transformers' names of the modules that a decoder has besides its layers and the input table."""
@@ -83,5 +84,7 @@ def _mask(kept: PreallocatedLayer, rows: int) -> Tensor | None:
     if rows == 1:
         return None
     held = min(kept.length, kept.window - 1) if kept.window else kept.length
-    seen = torch.ones(rows, held + rows, dtype=torch.bool).tril(held)
-    return (seen.triu(held - kept.window + 1) if kept.window else seen)[None, None]
+    # torch's threads, once awake, keep cores from ours: eight rows of a small model then took half as long again.
+    with one_thread():
+        seen = torch.ones(rows, held + rows, dtype=torch.bool).tril(held)
+        return (seen.triu(held - kept.window + 1) if kept.window else seen)[None, None]
