@@ -9,9 +9,7 @@ from pathlib import Path
 import pytest
 
 from core.errors import BadRequest
-from core.events import AUTO, LOOKUP, SELF, LoadOptions, Sampling, never
-from core.generation.generate import DrawnToken, generate
-from core.generation.sampler import make_sampler, resolve
+from core.events import AUTO, LOOKUP, SELF, LoadOptions
 from core.generation.speculation import Speculation
 from core.planning import drafting
 from core.planning.speculation import MOST_ROWS
@@ -19,7 +17,8 @@ from core.runtime.drafting import OWN_COPY
 from core.runtime.loaded_model import LoadedModel
 from core.runtime.replanner import Replanner
 from tests.core.families import make_model
-from tests.core.greedy import GREEDY, loaded_model, random_prompt
+from tests.core.greedy import loaded_model, random_prompt
+from tests.core.runtime import drafted
 from tests.core.runtime.drafted import draft_long
 from tests.core.tiny_tokenizer import write_tokenizer
 
@@ -40,15 +39,7 @@ def on_card(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def said(model: LoadedModel, count: int = 80) -> tuple[list[int], Speculation]:
-    prompt, drawn = random_prompt(30), list[int]()
-    ahead = Speculation([model.draft.drafter(model.cache, prompt)] if model.draft else [])
-    sample = make_sampler(resolve(GREEDY, Sampling()))
-    for step in generate(model.model, model.cache, prompt, sample, never, 0, ahead):
-        if isinstance(step, DrawnToken):
-            drawn.append(step.id)
-        if len(drawn) == count:
-            break
-    return drawn, ahead
+    return drafted.said(model, random_prompt(30), count)
 
 
 @pytest.mark.parametrize("family", ["llama", "gemma3_text", "qwen3_moe", "phi3", "qwen3_5_text"])
