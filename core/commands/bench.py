@@ -98,13 +98,13 @@ def _drafting(loaded: Any, prompt_tokens: int, new_tokens: int) -> dict[str, Any
     """Measure the same reply with the draft model of `--draft`; None if there is none."""
     from core.events import Sampling, never
     from core.generation.generate import DrawnToken, generate
-    from core.generation.sampler import make_sampler, resolve
+    from core.generation.sampler import TokenSampler, resolve
 
     if loaded.draft is None:
         return None
     loaded.cache.reset()
     prompt = _prompt(loaded, prompt_tokens)
-    ahead, sample = loaded.speculation(prompt), make_sampler(resolve(Sampling(temperature=0.0), Sampling()))
+    ahead, sample = loaded.speculation(prompt), TokenSampler(resolve(Sampling(temperature=0.0), Sampling()))
     chunk, moments = loaded.plan.prefill_chunk, list[float]()
     for step in generate(loaded.model, loaded.cache, prompt, sample, never, chunk, ahead):
         if isinstance(step, DrawnToken):

@@ -178,11 +178,6 @@ class TokenSampler:
         return draw_from_many(*distribution(scores, self._draw), self._draw.seed, place)
 
 
-def make_sampler(draw: Draw, mask: Mask | None = None, prompt_length: int = 0) -> TokenSampler:
-    """Make a sampler whose random numbers are determined by the seed of `draw`."""
-    return TokenSampler(draw, mask, prompt_length)
-
-
 def draw_from_many(probabilities: Tensor, candidates: Tensor, seed: int, place: int) -> int:
     """Draw one of candidates (n,) like `draw_from`, but fast for large n.
 

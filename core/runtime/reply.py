@@ -12,7 +12,7 @@ from core.generation.generate import DrawnToken, generate
 from core.generation.grammar import GrammarMask
 from core.generation.reasoning import ReplySplitter
 from core.generation.reply_stats import Clock
-from core.generation.sampler import log_probabilities, make_sampler, resolve
+from core.generation.sampler import TokenSampler, log_probabilities, resolve
 from core.generation.speculation import Speculation
 from core.generation.tool_formats import HARMONY, format_of
 from core.generation.tool_parser import ToolParser
@@ -50,7 +50,7 @@ class Reply:
         self._clock = Clock(len(self._prompt), context, self._draw.seed)
         self._answer_marker = self._marker_before_answer()
         self._mask = self._grammar()
-        self._sample = make_sampler(self._draw, self._mask, len(self._prompt))
+        self._sample = TokenSampler(self._draw, self._mask, len(self._prompt))
         self._drawn: list[int] = []
         self._replanner = Replanner(loaded, loaded.profile)
         self._reason: FinishReason | None = None

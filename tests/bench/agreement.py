@@ -23,7 +23,7 @@ from torch import Tensor
 
 from core.events import LoadOptions, Sampling, never
 from core.generation.generate import DrawnToken, generate
-from core.generation.sampler import make_sampler, resolve
+from core.generation.sampler import TokenSampler, resolve
 from core.runtime.loaded_model import LoadedModel
 from core.runtime.loader import load_model
 from core.startup.environment import prepare_environment
@@ -41,7 +41,7 @@ def load(format: Any, folder: Path = MODEL) -> LoadedModel:
 def answer(loaded: LoadedModel, prompt: list[int], end: int) -> list[int]:
     """Return the ids of the greedy answer without the end token."""
     ids: list[int] = []
-    for step in generate(loaded.model, loaded.cache, prompt, make_sampler(GREEDY), never):
+    for step in generate(loaded.model, loaded.cache, prompt, TokenSampler(GREEDY), never):
         if isinstance(step, DrawnToken):
             if step.id == end or len(ids) == NEW_TOKENS:
                 break

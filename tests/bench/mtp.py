@@ -23,7 +23,7 @@ from core.commands.arguments import size
 from core.commands.bench import STRATEGIES
 from core.events import LOOKUP, MTP, LoadOptions, Sampling, never
 from core.generation.generate import DrawnToken, generate
-from core.generation.sampler import make_sampler, resolve
+from core.generation.sampler import TokenSampler, resolve
 from core.planning.drafting import prices
 from core.runtime.loaded_model import LoadedModel
 from core.runtime.loader import load_model
@@ -87,7 +87,7 @@ def rate(model: LoadedModel, count: int) -> tuple[float, list[int], Counted]:
     ids = list(range(7, 71))
     ahead = Counted([model.draft.drafter(model.cache, ids)] if model.draft else [])
     tokens, moments = list[int](), list[float]()
-    sample = make_sampler(resolve(Sampling(temperature=0.0), Sampling()))
+    sample = TokenSampler(resolve(Sampling(temperature=0.0), Sampling()))
     for step in generate(model.model, model.cache, ids, sample, never, model.plan.prefill_chunk, ahead):
         if isinstance(step, DrawnToken):
             tokens.append(step.id)

@@ -20,7 +20,7 @@ import torch
 
 from core.events import LoadOptions, Sampling, never
 from core.generation.generate import DrawnToken, generate
-from core.generation.sampler import make_sampler, resolve
+from core.generation.sampler import TokenSampler, resolve
 from core.paths import kept_reading
 from core.runtime.kept_readings import KeptReadings
 from core.runtime.loaded_model import LoadedModel
@@ -33,7 +33,7 @@ QUESTION = [11, 12, 13, 14, 15, 16, 17, 18]
 def go_on(loaded: LoadedModel, ids: list[int], count: int) -> tuple[float, list[int]]:
     """Return the seconds to the first token after `ids`, and the first `count` tokens."""
     began, first, drawn = time.perf_counter(), 0.0, []
-    for step in generate(loaded.model, loaded.cache, ids, make_sampler(resolve(GREEDY, Sampling())), never):
+    for step in generate(loaded.model, loaded.cache, ids, TokenSampler(resolve(GREEDY, Sampling())), never):
         if isinstance(step, DrawnToken):
             first = first or time.perf_counter() - began
             drawn.append(step.id)

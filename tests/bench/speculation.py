@@ -23,7 +23,7 @@ from core.commands.bench import STRATEGIES
 from core.events import LOOKUP, SELF, LoadOptions, Message, Sampling, never
 from core.generation.generate import DrawnToken, generate
 from core.generation.prompt_lookup import PromptLookup
-from core.generation.sampler import make_sampler, resolve
+from core.generation.sampler import TokenSampler, resolve
 from core.generation.speculation import Drafter, Speculation
 from core.planning.drafting import prices
 from core.runtime.loaded_model import LoadedModel
@@ -103,7 +103,7 @@ def rate(model: LoadedModel, question: str, temperature: float, ahead: Speculati
     """Return tokens/s of `count` tokens after the first."""
     model.cache.reset()
     ids = _prompt(model, question)
-    sample = make_sampler(resolve(Sampling(temperature=temperature, seed=1), Sampling()))
+    sample = TokenSampler(resolve(Sampling(temperature=temperature, seed=1), Sampling()))
     said, began = 0, 0.0
     for step in generate(model.model, model.cache, ids, sample, never, model.plan.prefill_chunk, ahead):
         if isinstance(step, DrawnToken):

@@ -10,7 +10,7 @@ import torch
 
 from core.events import LoadOptions, Prefill, Sampling, never
 from core.generation.generate import generate
-from core.generation.sampler import make_sampler, resolve
+from core.generation.sampler import TokenSampler, resolve
 from core.runtime.loaded_model import LoadedModel
 from core.runtime.loader import load_model
 from tests.core.families import VOCABULARY
@@ -51,7 +51,7 @@ class GreedyPath:
     def tokens(self, prompt: Sequence[int], count: int) -> list[int]:
         """Return the next `count` greedy tokens; afterwards `reused` is the number of prompt tokens from the cache."""
         drawn: list[int] = []
-        for step in generate(self.model, self.cache, prompt, make_sampler(resolve(GREEDY, Sampling())), never):
+        for step in generate(self.model, self.cache, prompt, TokenSampler(resolve(GREEDY, Sampling())), never):
             if isinstance(step, Prefill):
                 self.reused = step.reused
             else:

@@ -2,7 +2,7 @@ import pytest
 
 from core.events import Prefill, Sampling, never
 from core.generation.generate import DrawnToken, generate
-from core.generation.sampler import make_sampler, resolve
+from core.generation.sampler import TokenSampler, resolve
 from core.model.language_model import ForwardStopped
 from tests.core.families import make_model
 from tests.core.greedy import GREEDY, GreedyPath, random_prompt
@@ -21,7 +21,7 @@ def _empty_cache(path: GreedyPath) -> None:
 
 
 def steps(path: GreedyPath, prompt: list[int], count: int, **options: int) -> list[Prefill | DrawnToken]:
-    made = generate(path.model, path.cache, prompt, make_sampler(resolve(GREEDY, Sampling())), never, **options)
+    made = generate(path.model, path.cache, prompt, TokenSampler(resolve(GREEDY, Sampling())), never, **options)
     return [next(made) for _ in range(count)]
 
 
@@ -52,7 +52,7 @@ def test_stopping_in_the_prompt_leaves_a_cache_that_can_be_used(path: GreedyPath
     path.cache.reset()
     questions = iter(range(1, 100))
     made = generate(
-        path.model, path.cache, PROMPT, make_sampler(resolve(GREEDY, Sampling())), lambda: next(questions) >= asked, 20
+        path.model, path.cache, PROMPT, TokenSampler(resolve(GREEDY, Sampling())), lambda: next(questions) >= asked, 20
     )
     with pytest.raises(ForwardStopped):
         for _ in made:
@@ -67,7 +67,7 @@ def test_stopping_while_drawing_leaves_a_cache_that_can_be_used(path: GreedyPath
     path.cache.reset()
     questions = iter(range(1, 100))
     made = generate(
-        path.model, path.cache, PROMPT, make_sampler(resolve(GREEDY, Sampling())), lambda: next(questions) > 3 + 4 * 3
+        path.model, path.cache, PROMPT, TokenSampler(resolve(GREEDY, Sampling())), lambda: next(questions) > 3 + 4 * 3
     )
     drawn = [next(made) for _ in range(7)][2:]
     assert drawn == [DrawnToken(token) for token in expected[:5]]

@@ -13,11 +13,11 @@ from core.generation.sampler import (
     NUCLEI,
     PENALTY_TOKENS,
     Draw,
+    TokenSampler,
     distribution,
     from_generation_config,
     largest,
     likeliest_id,
-    make_sampler,
     penalized,
     resolve,
 )
@@ -28,14 +28,14 @@ HALVES = torch.tensor([1 / 2, 1 / 4, 1 / 8, 1 / 8]).log()
 
 def test_the_same_seed_draws_the_same_ids() -> None:
     logits = torch.randn(300, generator=torch.Generator().manual_seed(0))
-    draws = [[make_sampler(replace(PLAIN, seed=seed))(logits, []) for _ in range(1)] for seed in range(40)]
-    again = [[make_sampler(replace(PLAIN, seed=seed))(logits, []) for _ in range(1)] for seed in range(40)]
+    draws = [[TokenSampler(replace(PLAIN, seed=seed))(logits, []) for _ in range(1)] for seed in range(40)]
+    again = [[TokenSampler(replace(PLAIN, seed=seed))(logits, []) for _ in range(1)] for seed in range(40)]
     assert draws == again
     assert len({first for (first,) in draws}) > 10, "another seed draws otherwise"
 
 
 def test_drawn_frequencies_are_the_probabilities() -> None:
-    sample = make_sampler(PLAIN)
+    sample = TokenSampler(PLAIN)
     count = 4000
     counts = Counter(sample(HALVES, range(place)) for place in range(count))
     for token, probability in enumerate(HALVES.exp().tolist()):
@@ -53,7 +53,7 @@ def test_temperature_sharpens_and_flattens() -> None:
 @pytest.mark.parametrize("draw", [replace(PLAIN, temperature=0.0), replace(PLAIN, top_k=1), replace(PLAIN, top_p=0.0)])
 def test_greedy_ways_take_the_likeliest(draw: Draw) -> None:
     logits = torch.randn(5000, generator=torch.Generator().manual_seed(3))
-    assert {make_sampler(replace(draw, seed=seed))(logits, []) for seed in range(20)} == {int(logits.argmax())}
+    assert {TokenSampler(replace(draw, seed=seed))(logits, []) for seed in range(20)} == {int(logits.argmax())}
 
 
 @pytest.mark.parametrize(
@@ -125,7 +125,7 @@ def test_the_first_largest_score_is_found_wherever_it_lies(size: int) -> None:
 
 
 def test_nothing_cut_off_draws_from_the_whole_vocabulary() -> None:
-    sample = make_sampler(PLAIN)
+    sample = TokenSampler(PLAIN)
     logits = torch.zeros(4 * NUCLEI[1])
     drawn = [sample(logits, range(place)) for place in range(400)]
     assert len(set(drawn)) > 380
@@ -137,7 +137,7 @@ def test_repetition_penalty_makes_seen_ids_less_likely() -> None:
     logits = torch.tensor([2.0, -2.0, 1.0, 0.0])
     assert penalized(logits, [0, 1, 0], 2.0).tolist() == [1.0, -4.0, 1.0, 0.0]
     assert logits.tolist() == [2.0, -2.0, 1.0, 0.0], "the model's logits stay as they are"
-    assert make_sampler(replace(PLAIN, temperature=0.0, repetition_penalty=3.0))(logits, [0]) == 2
+    assert TokenSampler(replace(PLAIN, temperature=0.0, repetition_penalty=3.0))(logits, [0]) == 2
 
 
 def test_repetition_penalty_forgets_what_is_long_ago() -> None:
@@ -149,20 +149,20 @@ def test_repetition_penalty_forgets_what_is_long_ago() -> None:
 def test_logits_that_are_no_numbers_are_reported(bad: float) -> None:
     for draw in (PLAIN, replace(PLAIN, temperature=0.0)):
         with pytest.raises(BrokenOutput, match="not numbers"):
-            make_sampler(draw)(torch.tensor([0.0, bad, 1.0]), [])
+            TokenSampler(draw)(torch.tensor([0.0, bad, 1.0]), [])
     with pytest.raises(BrokenOutput):
-        make_sampler(PLAIN)(torch.full((4,), -math.inf), [])
+        TokenSampler(PLAIN)(torch.full((4,), -math.inf), [])
 
 
 def test_masked_ids_are_never_drawn() -> None:
     logits = torch.tensor([-math.inf, 0.0, -math.inf, 0.0])
-    sample = make_sampler(PLAIN)
+    sample = TokenSampler(PLAIN)
     assert {sample(logits, range(place)) for place in range(50)} == {1, 3}
 
 
 def test_half_precision_logits_are_widened() -> None:
     logits = torch.tensor([1.0, 60000.0, 2.0], dtype=torch.float16)
-    assert make_sampler(replace(PLAIN, temperature=0.5))(logits, []) == 1
+    assert TokenSampler(replace(PLAIN, temperature=0.5))(logits, []) == 1
 
 
 def test_wishes_come_before_the_model_and_the_model_before_the_fallback() -> None:
@@ -190,7 +190,7 @@ def test_generation_config_gives_defaults(config: dict[str, object], expected: S
 @pytest.mark.parametrize("size", [300, 20_000])
 def test_noise_is_of_its_own_for_every_place_and_token(size: int) -> None:
     """Draws from a flat distribution are uniform over tenths of the ids, and pairs of draws over pairs of tenths."""
-    sample, logits = make_sampler(PLAIN), torch.zeros(size)
+    sample, logits = TokenSampler(PLAIN), torch.zeros(size)
     tenths = [sample(logits, range(place)) * 10 // size for place in range(4000)]
     pairs = Counter(pairwise(tenths))
     for counts, kinds in ((Counter(tenths), 10), (pairs, 100)):
@@ -202,7 +202,7 @@ def test_noise_is_of_its_own_for_every_place_and_token(size: int) -> None:
 
 def test_a_draft_guesses_the_draw_itself() -> None:
     logits = torch.randn(5000, generator=torch.Generator().manual_seed(1)) * 3
-    sample = make_sampler(replace(PLAIN, top_p=0.95, repetition_penalty=1.2))
+    sample = TokenSampler(replace(PLAIN, top_p=0.95, repetition_penalty=1.2))
     for place in range(20):
         token, confidence = sample.guess(logits, range(place))
         assert token == sample(logits, range(place))

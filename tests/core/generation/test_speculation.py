@@ -15,7 +15,7 @@ from torch import Tensor
 from core.generation.generate import DrawnToken, drawn, generate
 from core.generation.model_drafter import ModelDrafter, SelfDrafter
 from core.generation.prompt_lookup import PromptLookup
-from core.generation.sampler import Draw, TokenSampler, distribution, make_sampler
+from core.generation.sampler import Draw, TokenSampler, distribution
 from core.generation.speculation import HOLD_PASSES, LEAST_TIMED, REST, TIMED_PASSES, Drafter, Guess, Speculation
 from core.layers.kv_cache import KVCache
 from core.model.language_model import LanguageModel, fill
@@ -66,7 +66,7 @@ def tokens(
 def said(
     made: SimpleNamespace, prompt: list[int], draw: Draw, speculation: Speculation | None, cache: KVCache, count: int
 ) -> list[int]:
-    steps = generate(made.model, cache, prompt, make_sampler(draw), bool, 0, speculation)
+    steps = generate(made.model, cache, prompt, TokenSampler(draw), bool, 0, speculation)
     return [step.id for step in islice((s for s in steps if isinstance(s, DrawnToken)), count)]
 
 
@@ -128,7 +128,7 @@ def test_what_is_drawn_is_distributed_as_without_a_draft(drafted: list[int]) -> 
 
 
 def sampler(seed: int) -> TokenSampler:
-    return make_sampler(Draw(0.8, 0, 0.97, 0.0, 1.0, seed, max_new_tokens=None))
+    return TokenSampler(Draw(0.8, 0, 0.97, 0.0, 1.0, seed, max_new_tokens=None))
 
 
 def check_distribution(logits: Tensor, there: list[int]) -> None:

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from core.events import LoadOptions, Message, Request, Sampling, never
 from core.generation.generate import DrawnToken, generate
-from core.generation.sampler import make_sampler, resolve
+from core.generation.sampler import TokenSampler, resolve
 from core.generation.speculation import Guess, Speculation
 from core.model.host_weights import HEAD_COPY_NAME
 from core.offload.hetero_linear import CopiedHead
@@ -92,7 +92,7 @@ class Foretelling:
 
 def greedy(loaded: LoadedModel, speculation: Speculation | None) -> list[int]:
     loaded.cache.reset()
-    sample = make_sampler(resolve(Sampling(temperature=0.0), Sampling()))
+    sample = TokenSampler(resolve(Sampling(temperature=0.0), Sampling()))
     steps = generate(loaded.model, loaded.cache, PROMPT, sample, never, speculation=speculation)
     drawn = (step.id for step in steps if isinstance(step, DrawnToken))
     return [next(drawn) for _ in range(60)]

@@ -9,7 +9,7 @@ import pytest
 from core.events import Sampling, never
 from core.generation.generate import DrawnToken, generate
 from core.generation.guesses import Guesses
-from core.generation.sampler import make_sampler, resolve
+from core.generation.sampler import TokenSampler, resolve
 from core.generation.speculation import Speculation
 from core.planning.speculation import MOST_ROWS
 from core.runtime.loaded_model import LoadedModel
@@ -21,7 +21,7 @@ def said(model: LoadedModel, prompt: list[int], count: int = 60) -> tuple[list[i
     """Return greedy tokens, drafted only by the draft model, if there is one."""
     drawn = list[int]()
     ahead = Speculation([model.draft.drafter(model.cache, prompt)] if model.draft else [])
-    sample = make_sampler(resolve(GREEDY, Sampling()))
+    sample = TokenSampler(resolve(GREEDY, Sampling()))
     for step in generate(model.model, model.cache, prompt, sample, never, 0, ahead):
         if isinstance(step, DrawnToken):
             drawn.append(step.id)

@@ -12,7 +12,7 @@ import torch
 from core.errors import BadRequest, ModelUnreadable, NoChatTemplate
 from core.events import LoadOptions, Message, Prefill, Request, Sampling, never
 from core.generation.generate import DrawnToken, generate
-from core.generation.sampler import make_sampler, resolve
+from core.generation.sampler import TokenSampler, resolve
 from core.planning.planner import explain
 from core.runtime.loaded_model import LoadedModel
 from core.runtime.loader import load_model
@@ -40,7 +40,7 @@ def tokens(model: LoadedModel, messages: Sequence[Message], count: int, chunk: i
     drawn: list[int] = []
     reused = 0
     prompt = prompt_ids(model, Request(tuple(messages)))
-    for step in generate(model.model, model.cache, prompt, make_sampler(resolve(GREEDY, Sampling())), never, chunk):
+    for step in generate(model.model, model.cache, prompt, TokenSampler(resolve(GREEDY, Sampling())), never, chunk):
         if isinstance(step, Prefill):
             reused = step.reused
         elif isinstance(step, DrawnToken):

@@ -12,7 +12,7 @@ import torch
 from core.errors import ModelUnreadable, UnsupportedModel
 from core.events import LoadOptions, Prefill, Sampling, never
 from core.generation.generate import generate
-from core.generation.sampler import make_sampler, resolve
+from core.generation.sampler import TokenSampler, resolve
 from core.hub.remote_spec import read_local
 from core.model.gguf_source import open_gguf
 from core.model.model_source import open_source
@@ -28,7 +28,7 @@ PROMPT = torch.randint(10, 260, (40,), generator=torch.Generator().manual_seed(5
 
 def greedy(model: LoadedModel, count: int) -> list[int]:
     drawn: list[int] = []
-    for step in generate(model.model, model.cache, PROMPT, make_sampler(resolve(GREEDY, Sampling())), never):
+    for step in generate(model.model, model.cache, PROMPT, TokenSampler(resolve(GREEDY, Sampling())), never):
         if not isinstance(step, Prefill):
             drawn.append(step.id)
         if len(drawn) == count:

@@ -14,7 +14,7 @@ from transformers import AutoModelForCausalLM
 
 from core.events import Prefill, Sampling, never
 from core.generation.generate import generate
-from core.generation.sampler import make_sampler, resolve
+from core.generation.sampler import TokenSampler, resolve
 from core.kernels.autotune import KernelTable, Timing
 from core.layers.kv_cache import KVCache
 from core.model.host_weights import HostWeights
@@ -77,7 +77,7 @@ def greedy(folder: Path, count: int, prompt: list[int] | None = None, format: Fo
     weights = HostWeights(source, spec, format, in_fp32(), folder / "cache", postponed)
     list(weights.make())
     model = LanguageModel(source.module, HostPlacement(source.module, weights))
-    sampler = make_sampler(resolve(GREEDY, Sampling()))
+    sampler = TokenSampler(resolve(GREEDY, Sampling()))
     steps = generate(model, KVCache(source.module.config, 512), prompt or random_prompt(40), sampler, never)
     drawn = (step.id for step in steps if not isinstance(step, Prefill))
     return [id for id, _ in zip(drawn, range(count), strict=False)]
