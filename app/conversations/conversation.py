@@ -15,8 +15,7 @@ from core.documents.document import Document
 from core.events import Message, Role, ToolCall
 
 OPEN_CALLS = ("asking", "running")
-CALL_ENDS = (*OPEN_CALLS, "done", "failed", "denied", "stopped")
-"""States of a tool call: waiting for the user, running; done, failed, denied, or stopped before its result."""
+"""States of a tool call that waits for the user or runs; others: done, failed, denied, stopped before its result."""
 CALLED = "called"
 """The end of a reply that calls tools."""
 
@@ -29,7 +28,7 @@ class Turn:
     """One message.
 
     `end`: how a reply ended ("" while it runs); `receipt`: its figures by name. A turn with the role `tool` is one call
-    of the reply before it (`call`) with its result, and its `end` is one of CALL_ENDS.
+    of the reply before it (`call`) with its result, and its `end` is the state of that call.
     """
 
     role: Role

@@ -1,6 +1,6 @@
 """This machine as the planner sees it: free memory queried each time, speed measured once.
 
-`hardware_for` stores measurements in one file of its folder, keyed by processor, memory, GPUs, driver, torch, our
+`measured_machine` stores measurements in one file of its folder, keyed by processor, memory, GPUs, driver, torch, our
 kernels and threads: if any of these changes, the machine is measured again. Torch is imported within functions only.
 """
 
@@ -65,18 +65,13 @@ class MachineProfile:
     tries: int = 1
 
 
-def hardware_for(folder: Path, simulate_gpu: str | None = None, threads: int | None = None) -> Hardware:
-    """Return the machine's record, measuring it if necessary (some seconds). Raises BadRequest.
-
-    `simulate_gpu` (as on the command line) replaces the real GPUs by a simulated one.
-    """
-    return measured_machine(folder, simulate_gpu, threads)[0]
-
-
 def measured_machine(
     folder: Path, simulate_gpu: str | None = None, threads: int | None = None
 ) -> tuple[Hardware, KernelTable]:
-    """Return the record, and the timings of the CPU's kernels. Raises BadRequest."""
+    """Return the machine's record and the timings of the CPU's kernels, measured if necessary. Raises BadRequest.
+
+    `simulate_gpu` (as on the command line) replaces the real GPUs by a simulated one.
+    """
     simulation = parse_simulation(simulate_gpu) if simulate_gpu else None
     info, cards = cpu_info(), _cards() if simulation is None else []
     with _measuring:

@@ -4,7 +4,7 @@
 `native_library`    our compiled library (native/*.c), optional and looked up at run time; the `native_*` modules wrap
                     its calls
 `prepared_input`    HostInput: an input converted once for all weights that read it
-`matmul`            the candidate kernels, ours and torch's, and HostMatmul, which picks one by the number of input rows
+`matmul`            the candidate kernels, ours and torch's, and ChosenMatmul, which picks one by the number of rows
 `autotune`          times the candidates on this machine and keeps a table of the winners
 `device_products`   the same products on a GPU
 Importing this package imports nothing.

@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Protocol
 
 import torch
 import torch.nn.functional as F
@@ -105,19 +104,8 @@ def _torch_offers(storage: str) -> Iterator[Kernel]:
 # ---- the chosen ones
 
 
-class HostMatmul(Protocol):
-    """A weight on the CPU that can be multiplied: rows = output features N, columns = input features K."""
-
-    rows: int
-    columns: int
-    nbytes: int
-
-    def __call__(self, x: Tensor | HostInput, begin: int = 0, end: int | None = None) -> Tensor:
-        """Return (M, end - begin) in x's dtype: x (M, K) times the weight's rows [begin, end)."""
-
-
 class ChosenMatmul:
-    """A HostMatmul that calls one candidate for each bucket of input rows."""
+    """A weight (N, K) on the CPU with the kernel to multiply by for each bucket of input rows."""
 
     def __init__(self, weight: QuantizedWeight, by_bucket: Sequence[Kernel]) -> None:
         self.weight = weight

@@ -142,17 +142,3 @@ def _moved(factor: float, target: float) -> float:
         return factor
     step = math.sqrt(min(max(ratio, 1 / LARGEST_STEP), LARGEST_STEP))
     return min(max(factor * step, LEAST), MOST)
-
-
-__all__ = [
-    "Grow",
-    "Keep",
-    "Profile",
-    "Shrink",
-    "Watch",
-    "expected_s",
-    "fully_resident",
-    "learn",
-    "watch_memory",
-    "worth_changing",
-]

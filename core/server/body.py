@@ -6,7 +6,7 @@ import asyncio
 from typing import TypeVar
 
 from pydantic import BaseModel, ValidationError
-from starlette.requests import ClientDisconnect, Request
+from starlette.requests import Request
 
 from core.server.errors import ApiError, from_validation
 from core.server.options import Limits
@@ -47,6 +47,3 @@ async def _collect(request: Request, limits: Limits) -> bytes:
 
 def _too_large(limits: Limits) -> ApiError:
     return ApiError(413, f"The body of a request may have at most {limits.body >> 20} MiB.")
-
-
-__all__ = ["ClientDisconnect", "read", "read_body"]

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 
 import h11
-from uvicorn.config import Config
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 
@@ -41,6 +40,3 @@ def with_header_limit(seconds: float) -> type[asyncio.Protocol]:
                 self._deadline = None
 
     return Impatient
-
-
-__all__ = ["Config", "with_header_limit"]

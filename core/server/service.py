@@ -7,13 +7,13 @@ import time
 from collections.abc import AsyncIterator, Callable
 from typing import Any
 
+from starlette.requests import ClientDisconnect
 from starlette.requests import Request as HttpRequest
 from starlette.responses import JSONResponse, Response
 
 from core.events import Counted, Loaded, Request, Stats
 from core.server.activity import Activity, Live
 from core.server.backend import Backend, Work
-from core.server.body import ClientDisconnect
 from core.server.errors import ApiError, error_body
 from core.server.exchange import Exchange, WholeReply, collect
 from core.server.options import ServerOptions

@@ -13,7 +13,7 @@ from typing import Any
 from core.weights.gguf import layouts as lay
 from core.weights.gguf import settings as read
 from core.weights.gguf.layouts import Layout
-from core.weights.gguf.settings import Reading, Write
+from core.weights.gguf.settings import Write
 
 ENDS = {"token_embd": "model.embed_tokens", "output_norm": "model.norm", "output": "lm_head"}
 HEAD_ENDS = {
@@ -263,5 +263,3 @@ FAMILIES: dict[str, Family] = {
     ),
 }  # fmt: skip
 """By `general.architecture`. Mistral's files use llama; GLM-4.7-Flash's and Kimi's use deepseek2."""
-
-__all__ = ["FAMILIES", "Family", "Reading"]

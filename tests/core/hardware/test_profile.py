@@ -14,7 +14,7 @@ from core.hardware import profile as module
 from core.hardware.cpu_info import cpu_info, on_battery, ram
 from core.hardware.doctor import findings, software
 from core.hardware.machine import open_machine
-from core.hardware.profile import PROFILE_FILE, forget, hardware_for, measured_machine, refreshed, rescaled
+from core.hardware.profile import PROFILE_FILE, forget, measured_machine, refreshed, rescaled
 from core.kernels.autotune import KernelTable
 from core.planning.planner import place
 from core.spec import Budget, Hardware
@@ -40,7 +40,7 @@ def _never_too_busy() -> Iterator[None]:
 @pytest.fixture(scope="module")
 def machine(folder: Path) -> Hardware:
     """Provide this machine with a simulated card, measured once for all tests."""
-    return hardware_for(folder, SIMULATED, threads=1)
+    return measured_machine(folder, SIMULATED, threads=1)[0]
 
 
 def test_the_processor_is_described() -> None:
@@ -82,13 +82,13 @@ def test_a_simulated_card_is_measured_like_a_real_one(machine: Hardware) -> None
 
 
 def test_a_rate_of_its_own_makes_the_card_a_device_beside_the_cores(folder: Path) -> None:
-    card = hardware_for(folder, f"{SIMULATED},gpu=100GB/s", threads=1).gpus[0]
+    card = measured_machine(folder, f"{SIMULATED},gpu=100GB/s", threads=1)[0].gpus[0]
     assert not card.shares_cores
     assert card.bytes_s == 100e9
 
 
 def test_a_card_that_fails_is_left_out_and_told_of(tmp_path: Path) -> None:
-    hardware = hardware_for(tmp_path, "vram=1MiB,link=2GB/s", threads=1)
+    hardware = measured_machine(tmp_path, "vram=1MiB,link=2GB/s", threads=1)[0]
     assert hardware.gpus == ()
     assert "too little free memory" in hardware.unusable[0]
     assert any("is not used" in one.what for one in findings(hardware, software()))
@@ -96,13 +96,13 @@ def test_a_card_that_fails_is_left_out_and_told_of(tmp_path: Path) -> None:
 
 def test_threads_are_left_as_they_were(folder: Path) -> None:
     before = torch.get_num_threads()
-    hardware_for(folder, SIMULATED, threads=1)
+    measured_machine(folder, SIMULATED, threads=1)
     assert torch.get_num_threads() == before
 
 
 def test_what_was_measured_is_remembered(folder: Path, machine: Hardware, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "measured_profile", None)  # would fail if called
-    again = hardware_for(folder, SIMULATED, threads=1)
+    again = measured_machine(folder, SIMULATED, threads=1)[0]
     assert again.gpus == machine.gpus
     assert replace(again.cpu, ram_free=0) == replace(machine.cpu, ram_free=0)
 
@@ -113,9 +113,9 @@ def test_other_conditions_are_measured_anew(folder: Path, machine: Hardware, mon
     monkeypatch.setattr(
         module, "measured_profile", lambda folder, cards, simulation, threads: asked.append(threads) or known
     )
-    hardware_for(folder, "vram=256MiB,link=3GB/s", threads=1)
+    measured_machine(folder, "vram=256MiB,link=3GB/s", threads=1)
     monkeypatch.setattr(module, "driver_version", lambda: "another driver")
-    hardware_for(folder, SIMULATED, threads=1)
+    measured_machine(folder, SIMULATED, threads=1)
     assert asked == [1, 1]
 
 
@@ -127,7 +127,7 @@ def test_a_busy_moment_is_measured_again_a_few_times(
     monkeypatch.setattr(module, "TOO_BUSY", 0.2)
     monkeypatch.setattr(module, "measured_profile", lambda *_: replace(known, busy=loads.pop(0)))
     for _ in range(6):
-        assert not hardware_for(tmp_path, SIMULATED, threads=1).measured
+        assert not measured_machine(tmp_path, SIMULATED, threads=1)[0].measured
     assert loads == [0.1]
     assert [profile.busy for profile in module.kept_profiles(tmp_path).values()] == [0.5]
 
@@ -224,7 +224,7 @@ def test_forgetting_is_for_good(tmp_path: Path) -> None:
 
 def test_nonsense_is_refused(tmp_path: Path) -> None:
     with pytest.raises(BadRequest):
-        hardware_for(tmp_path, "a big one")
+        measured_machine(tmp_path, "a big one")
 
 
 def test_a_measured_machine_can_be_planned_for(machine: Hardware) -> None:
