@@ -13,26 +13,24 @@ from datetime import datetime
 
 from app.conversations.attached import to_table
 from app.conversations.conversation import CALLED, Turn, call_table
-from app.conversations.document import Document
-from app.conversations.imports.reader import FORMAT, VERSION, NotAnExport, from_json, read_json
+from app.conversations.imports.reader import FORMAT, VERSION
+from app.conversations.saved_conversation import SavedConversation
 from app.i18n.formatting import receipt
 from app.i18n.translator import tr
 from core.events import ToolCall
-
-__all__ = ["Document", "NotAnExport", "from_json", "read_json", "to_json", "to_markdown"]
 
 OUTCOMES = {"done": "Done", "failed": "Failed", "denied": "Not allowed"}
 """How a tool call ended, in words."""
 
 
-def to_markdown(document: Document) -> str:
+def to_markdown(saved: SavedConversation) -> str:
     """Format the branch shown: a heading per turn, reasoning folded, and the figures of each reply."""
-    conversation = document.conversation
+    conversation = saved.conversation
     parts = [f"# {_one_line(conversation.title) or tr('Conversation')}"]
     if conversation.system:
         parts.append(_quote(tr("System prompt: {}").format(conversation.system)))
     for turn in conversation.path():
-        parts += _markdown_of(turn, document.created.get(turn.id))
+        parts += _markdown_of(turn, saved.created.get(turn.id))
     return "\n\n".join(parts) + "\n"
 
 
@@ -73,26 +71,26 @@ def _quote(text: str) -> str:
     return "\n".join(f"> {line}".rstrip() for line in text.splitlines())
 
 
-def to_json(documents: Iterable[Document]) -> str:
+def to_json(conversations: Iterable[SavedConversation]) -> str:
     """Serialise conversations with all versions; `from_json` restores them."""
-    saved = {"format": FORMAT, "version": VERSION, "conversations": [_table_of(document) for document in documents]}
-    return json.dumps(saved, indent=1, ensure_ascii=False)
+    table = {"format": FORMAT, "version": VERSION, "conversations": [_table_of(saved) for saved in conversations]}
+    return json.dumps(table, indent=1, ensure_ascii=False)
 
 
-def _table_of(document: Document) -> dict[str, object]:
-    conversation = document.conversation
+def _table_of(saved: SavedConversation) -> dict[str, object]:
+    conversation = saved.conversation
     shown = {turn.id for turn in conversation.path()}
     return {
         "title": conversation.title,
         "system": conversation.system,
-        "pinned": document.pinned,
-        "options": dict(document.options),
+        "pinned": saved.pinned,
+        "options": dict(saved.options),
         "turns": [
             {
                 **vars(turn),
                 "call": call_table(turn.call) if turn.call is not None else None,
                 "attached": [to_table(each) for each in turn.attached],
-                "created": document.created.get(turn.id),
+                "created": saved.created.get(turn.id),
                 "shown": turn.id in shown,
             }
             for turn in conversation.turns()

@@ -14,8 +14,8 @@ from PySide6.QtCore import QObject, Signal, Slot
 from app.conversations import export
 from app.conversations.chat_model import ChatModel
 from app.conversations.conversation import Conversation, Turn
-from app.conversations.document import Document
 from app.conversations.imports.reader import read_json
+from app.conversations.saved_conversation import SavedConversation
 from app.conversations.store import Store
 from app.conversations.store_file import Report
 from app.notices import notices
@@ -157,8 +157,8 @@ class Library(QObject):
         if self._store is None:
             return False
         ids = [id] if id else [entry.id for entry in self._store.entries()]
-        documents = [self._document(each) for each in ids]
-        text = export.to_json(documents) if form == "json" else export.to_markdown(documents[0])
+        saved = [self._saved(each) for each in ids]
+        text = export.to_json(saved) if form == "json" else export.to_markdown(saved[0])
         try:
             write_whole(path, text)
         except OSError as error:
@@ -172,13 +172,13 @@ class Library(QObject):
         if self._store is None:
             return
         try:
-            documents = read_json(path)
+            imported = read_json(path)
         except HeteGenError as error:
             self.notice.emit(notices.for_error(error))
             return
-        for document in documents:
-            self._import(self._store, document)
-        self.notice.emit(notices.imported(len(documents), documents.unreadable))
+        for saved in imported:
+            self._import(self._store, saved)
+        self.notice.emit(notices.imported(len(imported), imported.unreadable))
         self.refresh()
 
     def close(self) -> None:
@@ -190,20 +190,20 @@ class Library(QObject):
             self._store.close()
             self._store = None
 
-    def _document(self, id: str) -> Document:
+    def _saved(self, id: str) -> SavedConversation:
         assert self._store is not None
         entry = self._store.entry(id)
-        return Document(self._store.load(id), entry.pinned, entry.options, self._store.created(id))
+        return SavedConversation(self._store.load(id), entry.pinned, entry.options, self._store.created(id))
 
-    def _import(self, store: Store, document: Document) -> None:
-        conversation, times = document.conversation, document.created
+    def _import(self, store: Store, saved: SavedConversation) -> None:
+        conversation, times = saved.conversation, saved.created
         began = min(times.values(), default=None)
-        store.put(conversation, document.options, began)
+        store.put(conversation, saved.options, began)
         for turn in conversation.turns():
             store.add(conversation.id, turn, times.get(turn.id, began))
         if path := conversation.path():
             store.choose(path[-1].id)
-        if document.pinned:
+        if saved.pinned:
             store.pin(conversation.id, pinned=True)
 
     @Slot(object)

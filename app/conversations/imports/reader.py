@@ -14,9 +14,9 @@ from uuid import uuid4
 
 from app.conversations.attached import from_table
 from app.conversations.conversation import Conversation, Turn, call_from
-from app.conversations.document import Document
 from app.conversations.imports import programs
 from app.conversations.imports.said import NothingSaid
+from app.conversations.saved_conversation import SavedConversation
 from core.errors import HeteGenError
 from core.files import without_halves
 from core.sentence import sentence
@@ -32,11 +32,11 @@ class NotAnExport(HeteGenError):
     """The file holds no conversations in a known form."""
 
 
-class Imported(list[Document]):
+class Imported(list[SavedConversation]):
     """The conversations of a file. `unreadable`: the names of those that could not be read."""
 
-    def __init__(self, documents: Iterable[Document] = (), unreadable: Iterable[str] = ()) -> None:
-        super().__init__(documents)
+    def __init__(self, conversations: Iterable[SavedConversation] = (), unreadable: Iterable[str] = ()) -> None:
+        super().__init__(conversations)
         self.unreadable = tuple(unreadable)
 
 
@@ -72,18 +72,18 @@ def from_json(text: str, source: str = "the file") -> Imported:
         raise refusal(source, UNKNOWN) from error
 
 
-def _read_all(conversations: list[Any], read: Callable[[Any], dict[str, Any]], source: str) -> Imported:
-    documents, unreadable = [], []
-    for number, saved in enumerate(conversations, 1):
+def _read_all(tables: list[Any], read: Callable[[Any], dict[str, Any]], source: str) -> Imported:
+    found, unreadable = [], []
+    for number, saved in enumerate(tables, 1):
         try:
-            documents.append(_document(read(saved)))
+            found.append(_conversation(read(saved)))
         except NothingSaid:
             continue
         except UNREADABLE:
             unreadable.append(programs.title_of(saved) or f"#{number}")
-    if unreadable and not documents:
+    if unreadable and not found:
         raise refusal(source, UNKNOWN)
-    return Imported(documents, unreadable)
+    return Imported(found, unreadable)
 
 
 def _contents(path: Path) -> Iterator[bytes]:
@@ -143,7 +143,7 @@ def _sound(value: Any) -> Any:
             return value
 
 
-def _document(table: dict[str, Any]) -> Document:
+def _conversation(table: dict[str, Any]) -> SavedConversation:
     conversation = Conversation(title=_typed(table["title"], str), system=_typed(table.get("system", ""), str))
     names: dict[Any, str] = {}
     created: dict[str, float] = {}
@@ -156,7 +156,7 @@ def _document(table: dict[str, Any]) -> Document:
             shown = turn.id
     if shown is not None:
         conversation.choose(shown)
-    return Document(conversation, bool(table.get("pinned")), dict(table.get("options") or {}), created)
+    return SavedConversation(conversation, bool(table.get("pinned")), dict(table.get("options") or {}), created)
 
 
 def _turn(saved: dict[str, Any], names: dict[Any, str]) -> Turn:

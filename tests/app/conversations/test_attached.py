@@ -14,8 +14,9 @@ import pytest
 
 from app.conversations.attached import as_read
 from app.conversations.conversation import Conversation, Turn
-from app.conversations.document import Document as Saved
-from app.conversations.export import NotAnExport, from_json, to_json, to_markdown
+from app.conversations.export import to_json, to_markdown
+from app.conversations.imports.reader import NotAnExport, from_json
+from app.conversations.saved_conversation import SavedConversation
 from app.conversations.store import Store
 from core.documents.document import Document
 from core.sentence import Sentence, sentence
@@ -92,14 +93,14 @@ def test_a_text_is_stored_once_and_goes_with_its_last_turn(tmp_path: Path) -> No
 
 
 def test_an_export_holds_the_documents(tmp_path: Path) -> None:
-    (read,) = from_json(to_json([Saved(asked(PAPER, NOTES))]))
+    (read,) = from_json(to_json([SavedConversation(asked(PAPER, NOTES))]))
     assert read.conversation.path()[0].attached == (PAPER, NOTES)
     assert "> Attached: paper.pdf\n" in to_markdown(read)
 
 
 @pytest.mark.parametrize("broken", ['["x"]', '[{"name": "x"}]', '[{"name": "x", "pages": "text"}]'])
 def test_documents_of_an_export_that_are_no_documents_are_refused(broken: str) -> None:
-    text = to_json([Saved(asked(NOTES))])
+    text = to_json([SavedConversation(asked(NOTES))])
     start, end = text.index('"attached": [\n') + len('"attached": '), text.index('"created"')
     with pytest.raises(NotAnExport):
         from_json(text[:start] + broken + "," + text[end:])

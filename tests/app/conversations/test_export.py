@@ -10,11 +10,13 @@ from PySide6.QtCore import QCoreApplication
 from pytestqt.qtbot import QtBot
 
 from app.conversations.conversation import Conversation, Turn
-from app.conversations.export import Document, NotAnExport, from_json, read_json, to_json, to_markdown
+from app.conversations.export import to_json, to_markdown
+from app.conversations.imports.reader import NotAnExport, from_json, read_json
+from app.conversations.saved_conversation import SavedConversation
 from app.i18n.translator import install
 
 
-def sample() -> Document:
+def sample() -> SavedConversation:
     conversation = Conversation(title="Sky & <sea>", system="Be brief.\nBe kind.")
     question = conversation.add(Turn("user", "Why is the sky blue?"))
     figures: dict[str, object] = {"model": "tiny", "tok_s": 23.44, "ttft_s": 0.61, "new_tokens": 1412, "seed": None}
@@ -23,28 +25,28 @@ def sample() -> Document:
     conversation.add(Turn("assistant", "Mie?", end="stopped", parent=question.id))
     conversation.choose(first.id)
     conversation.add(Turn("user", "```python\nprint('🙂')\n```", parent=first.id))
-    return Document(conversation, True, {"top_k": 3}, {question.id: 1_700_000_000.5})
+    return SavedConversation(conversation, True, {"top_k": 3}, {question.id: 1_700_000_000.5})
 
 
-def anonymous(document: Document) -> list[tuple[object, ...]]:
+def anonymous(kept: SavedConversation) -> list[tuple[object, ...]]:
     """Return the tree without ids: what must survive a round trip."""
-    turns = document.conversation.turns()
+    turns = kept.conversation.turns()
     place = {turn.id: number for number, turn in enumerate(turns)}
     return [
         (t.role, t.content, t.reasoning, t.reasoning_s, t.end, t.receipt, t.left_out, place.get(t.parent or ""),
-         document.created.get(t.id)) for t in turns
+         kept.created.get(t.id)) for t in turns
     ]  # fmt: skip
 
 
 def test_json_comes_back_as_it_was_under_new_ids() -> None:
-    document = sample()
-    (again,) = from_json(to_json([document]))
-    assert anonymous(again) == anonymous(document)
+    kept = sample()
+    (again,) = from_json(to_json([kept]))
+    assert anonymous(again) == anonymous(kept)
     assert (again.pinned, again.options, again.conversation.title) == (True, {"top_k": 3}, "Sky & <sea>")
-    assert again.conversation.system == document.conversation.system
-    shown = [turn.content for turn in document.conversation.path()]
+    assert again.conversation.system == kept.conversation.system
+    shown = [turn.content for turn in kept.conversation.path()]
     assert [turn.content for turn in again.conversation.path()] == shown
-    ids = {turn.id for turn in document.conversation.turns()}
+    ids = {turn.id for turn in kept.conversation.turns()}
     assert ids.isdisjoint(turn.id for turn in again.conversation.turns())
 
 
@@ -69,8 +71,8 @@ def test_markdown_is_in_the_windows_language(qtbot: QtBot) -> None:
 
 
 def test_an_empty_conversation_can_be_exported() -> None:
-    assert to_markdown(Document(Conversation())) == "# Conversation\n"
-    (again,) = from_json(to_json([Document(Conversation())]))
+    assert to_markdown(SavedConversation(Conversation())) == "# Conversation\n"
+    (again,) = from_json(to_json([SavedConversation(Conversation())]))
     assert again.conversation.turns() == []
 
 
@@ -85,10 +87,10 @@ def test_an_empty_conversation_can_be_exported() -> None:
     ],
 )
 def test_message_lists_of_other_programs_can_be_read(text: str) -> None:
-    (document,) = from_json(text)
-    assert [(turn.role, turn.content) for turn in document.conversation.path()] == [("user", "a"), ("assistant", "b")]
-    assert document.conversation.system == "S"
-    assert document.conversation.path()[1].end == "stop"
+    (kept,) = from_json(text)
+    assert [(turn.role, turn.content) for turn in kept.conversation.path()] == [("user", "a"), ("assistant", "b")]
+    assert kept.conversation.system == "S"
+    assert kept.conversation.path()[1].end == "stop"
 
 
 def test_halves_of_surrogate_pairs_are_replaced_wherever_they_stand() -> None:
@@ -98,9 +100,9 @@ def test_halves_of_surrogate_pairs_are_replaced_wherever_they_stand() -> None:
         .replace("tiny", "\\udc00")
         .replace("top_k", "\\ud800")
     )
-    documents = from_json(text)
-    assert [turn.content for turn in documents[0].conversation.turns()][1] == "\ufffd 🙂."
-    to_json(documents).encode("utf-8")
+    found = from_json(text)
+    assert [turn.content for turn in found[0].conversation.turns()][1] == "\ufffd 🙂."
+    to_json(found).encode("utf-8")
 
 
 @pytest.mark.parametrize(
@@ -141,7 +143,7 @@ LEAVES = st.none() | st.booleans() | st.integers() | st.text()
 def test_no_json_at_all_makes_it_crash(value: object) -> None:
     for saved in (value, {"format": "hetegen-conversations", "version": 1, "conversations": value}):
         try:
-            documents = from_json(json.dumps(saved))
+            found = from_json(json.dumps(saved))
         except NotAnExport:
             continue
-        assert all(isinstance(document, Document) for document in documents)
+        assert all(isinstance(kept, SavedConversation) for kept in found)

@@ -10,18 +10,20 @@ from typing import Any
 
 import pytest
 
-from app.conversations.export import Document, NotAnExport, from_json, read_json, to_json
+from app.conversations.export import to_json
+from app.conversations.imports.reader import NotAnExport, from_json, read_json
 from app.conversations.imports.said import seconds
+from app.conversations.saved_conversation import SavedConversation
 
 Talk = list[tuple[str, str]]
 TALK: Talk = [("user", "Why is the sky blue?"), ("assistant", "Rayleigh 🙂.")]
 
 
-def shown(document: Document) -> Talk:
-    return [(turn.role, turn.content) for turn in document.conversation.path()]
+def shown(kept: SavedConversation) -> Talk:
+    return [(turn.role, turn.content) for turn in kept.conversation.path()]
 
 
-def read(value: Any) -> list[Document]:
+def read(value: Any) -> list[SavedConversation]:
     return from_json(json.dumps(value))
 
 
@@ -56,23 +58,23 @@ def chatgpt() -> dict[str, Any]:
 
 
 def test_chatgpts_tree_comes_with_its_versions_thoughts_and_tools() -> None:
-    (document,) = read([chatgpt()])
-    assert shown(document)[:2] == TALK
-    assert document.conversation.title == "Sky"
-    question, answer = document.conversation.path()[:2]
-    assert document.conversation.versions(answer.id)[1] == 2
+    (kept,) = read([chatgpt()])
+    assert shown(kept)[:2] == TALK
+    assert kept.conversation.title == "Sky"
+    question, answer = kept.conversation.path()[:2]
+    assert kept.conversation.versions(answer.id)[1] == 2
     assert "Hm." in answer.reasoning
     assert "print(1)" in answer.reasoning
     assert answer.receipt == {"model": "gpt-4o"}
-    assert document.created[question.id] == 1_700_000_000.5
+    assert kept.created[question.id] == 1_700_000_000.5
 
 
 def test_chatgpts_pictures_are_named_where_there_are_no_words() -> None:
     picture = {"content_type": "image_asset_pointer", "asset_pointer": "file-service://x"}
     parts = {"content_type": "multimodal_text", "parts": [picture]}
     tree = {"u": node("u", None, "user", content=parts), "a": node("a", "u", "assistant", "A cat.")}
-    (document,) = read({"title": "T", "mapping": tree, "current_node": "a"})
-    assert shown(document) == [("user", "[image]"), ("assistant", "A cat.")]
+    (kept,) = read({"title": "T", "mapping": tree, "current_node": "a"})
+    assert shown(kept) == [("user", "[image]"), ("assistant", "A cat.")]
 
 
 def claude(**changes: Any) -> dict[str, Any]:
@@ -88,12 +90,12 @@ def claude(**changes: Any) -> dict[str, Any]:
 
 
 def test_claudes_messages_with_thoughts_and_tools() -> None:
-    (document,) = read([claude()])
-    assert shown(document) == TALK
-    assert document.conversation.title == "Sky"
-    answer = document.conversation.path()[1]
+    (kept,) = read([claude()])
+    assert shown(kept) == TALK
+    assert kept.conversation.title == "Sky"
+    answer = kept.conversation.path()[1]
     assert all(word in answer.reasoning for word in ("Hm.", "search", "sky", "found"))
-    assert next(iter(document.created.values())) == pytest.approx(1735787045.678901)
+    assert next(iter(kept.created.values())) == pytest.approx(1735787045.678901)
 
 
 def test_claudes_older_messages_have_only_a_text_and_attachments() -> None:
@@ -106,8 +108,8 @@ def test_claudes_older_messages_have_only_a_text_and_attachments() -> None:
         },
         {"uuid": "2", "sender": "assistant", "text": "Read."},
     ]
-    (document,) = read([claude(chat_messages=messages)])
-    assert shown(document) == [("user", "Read it.\n\na.txt:\nX"), ("assistant", "Read.")]
+    (kept,) = read([claude(chat_messages=messages)])
+    assert shown(kept) == [("user", "Read it.\n\na.txt:\nX"), ("assistant", "Read.")]
 
 
 def test_claudes_branches() -> None:
@@ -119,8 +121,8 @@ def test_claudes_branches() -> None:
         ("4", "2", "human", "d"),
     ]
     messages = [{"uuid": u, "parent_message_uuid": p, "sender": s, "text": t} for u, p, s, t in said]
-    (document,) = read([claude(chat_messages=messages, current_leaf_message_uuid="4")])
-    assert [text for _, text in shown(document)] == ["a", "b", "d"]
+    (kept,) = read([claude(chat_messages=messages, current_leaf_message_uuid="4")])
+    assert [text for _, text in shown(kept)] == ["a", "b", "d"]
 
 
 def test_open_webuis_tree() -> None:
@@ -133,11 +135,11 @@ def test_open_webuis_tree() -> None:
         "3": {"id": "3", "parentId": "1", "childrenIds": [], "role": "assistant", "content": "Mie."},
     }  # fmt: skip
     chat = {"title": "Sky", "params": {"system": "Be brief."}, "history": {"messages": messages, "currentId": "2"}}
-    (document,) = read([{"id": "x", "title": "Sky", "chat": {**chat, "messages": []}}])
-    assert shown(document) == TALK
-    assert document.conversation.system == "Be brief."
-    assert document.conversation.path()[1].reasoning == "Hm."
-    assert document.conversation.path()[1].receipt == {"model": "llama3:8b"}
+    (kept,) = read([{"id": "x", "title": "Sky", "chat": {**chat, "messages": []}}])
+    assert shown(kept) == TALK
+    assert kept.conversation.system == "Be brief."
+    assert kept.conversation.path()[1].reasoning == "Hm."
+    assert kept.conversation.path()[1].receipt == {"model": "llama3:8b"}
 
 
 def test_lm_studios_versions() -> None:
@@ -155,11 +157,11 @@ def test_lm_studios_versions() -> None:
         {"type": "multiStep", "role": "assistant", "steps": [block("Mie.")]},
     ]
     messages = [{"versions": [question], "currentlySelected": 0}, {"versions": answers, "currentlySelected": 0}]
-    (document,) = read({"name": "Sky", "createdAt": 1, "systemPrompt": "Be brief.", "messages": messages})
-    assert shown(document) == TALK
-    assert (document.conversation.title, document.conversation.system) == ("Sky", "Be brief.")
-    answer = document.conversation.path()[1]
-    assert (answer.reasoning, document.conversation.versions(answer.id)) == ("Hm.", (1, 2))
+    (kept,) = read({"name": "Sky", "createdAt": 1, "systemPrompt": "Be brief.", "messages": messages})
+    assert shown(kept) == TALK
+    assert (kept.conversation.title, kept.conversation.system) == ("Sky", "Be brief.")
+    answer = kept.conversation.path()[1]
+    assert (answer.reasoning, kept.conversation.versions(answer.id)) == ("Hm.", (1, 2))
 
 
 def jan(role: str, text: str, thread: str, when: int) -> dict[str, Any]:
@@ -206,36 +208,36 @@ ANTHROPIC = {"system": [{"type": "text", "text": "S"}], "messages": PARTS["messa
 )
 def test_lists_of_messages_in_many_dialects(value: dict[str, Any]) -> None:
     for saved in (value, [value], {"data": [value]}):
-        (document,) = read(saved)
-        assert shown(document) == TALK
+        (kept,) = read(saved)
+        assert shown(kept) == TALK
     for text in (json.dumps(value), f"{json.dumps(value)}\n{json.dumps(value)}\n"):
-        assert all(shown(document) == TALK for document in from_json(text))
+        assert all(shown(kept) == TALK for kept in from_json(text))
 
 
 def test_calls_and_results_of_tools_stay_beside_the_answer() -> None:
-    (document,) = read(TOOLS)
-    assert document.conversation.system == "S"
-    answer = document.conversation.path()[1]
+    (kept,) = read(TOOLS)
+    assert kept.conversation.system == "S"
+    answer = kept.conversation.path()[1]
     assert all(word in answer.reasoning for word in ("look", "sky", "blue", "Hm."))
 
 
 def test_a_call_that_was_never_answered_is_kept() -> None:
-    (document,) = read({"messages": TOOLS["messages"][:3]})
-    assert "look" in document.conversation.path()[1].reasoning
+    (kept,) = read({"messages": TOOLS["messages"][:3]})
+    assert "look" in kept.conversation.path()[1].reasoning
 
 
 @pytest.mark.parametrize("line", [PLAIN, PLAIN["messages"]])
 def test_one_conversation_a_line(line: Any) -> None:
-    documents = from_json("\r\n".join([json.dumps(line)] * 3))
-    assert [shown(document) for document in documents] == [TALK] * 3
+    imported = from_json("\r\n".join([json.dumps(line)] * 3))
+    assert [shown(kept) for kept in imported] == [TALK] * 3
 
 
 def test_one_message_a_line() -> None:
     text = "\n".join(
         json.dumps(each, ensure_ascii=False) for each in [*PLAIN["messages"], {"role": "user", "content": "a\u2028b"}]
     )
-    (document,) = from_json(text)
-    assert shown(document) == [*TALK, ("user", "a\u2028b")]
+    (kept,) = from_json(text)
+    assert shown(kept) == [*TALK, ("user", "a\u2028b")]
 
 
 @pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "utf-16-le", "utf-16-be", "utf-32"])
@@ -270,9 +272,9 @@ BROKEN = [
 
 @pytest.mark.parametrize("broken", BROKEN)
 def test_one_unreadable_conversation_does_not_refuse_the_rest_and_is_named(broken: dict[str, Any]) -> None:
-    documents = from_json(json.dumps([chatgpt(), broken, claude()]))
-    assert [shown(document)[:2] for document in documents] == [TALK, TALK]
-    assert documents.unreadable == ("Broken",)
+    imported = from_json(json.dumps([chatgpt(), broken, claude()]))
+    assert [shown(kept)[:2] for kept in imported] == [TALK, TALK]
+    assert imported.unreadable == ("Broken",)
     with pytest.raises(NotAnExport):
         read([broken])
 
@@ -280,19 +282,19 @@ def test_one_unreadable_conversation_does_not_refuse_the_rest_and_is_named(broke
 def test_a_broken_conversation_among_our_own_is_named() -> None:
     saved = json.loads(to_json([*read([PLAIN]), *read([PLAIN])]))
     saved["conversations"][0] |= {"title": "Broken", "turns": [{"role": "robot"}]}
-    documents = from_json(json.dumps(saved))
-    assert documents.unreadable == ("Broken",)
-    assert [shown(document) for document in documents] == [TALK]
+    imported = from_json(json.dumps(saved))
+    assert imported.unreadable == ("Broken",)
+    assert [shown(kept) for kept in imported] == [TALK]
 
 
 def test_a_broken_line_is_named_by_its_number() -> None:
-    documents = from_json(f'{json.dumps(PLAIN)}\n{{"messages": \n{json.dumps(PLAIN)}')
-    assert (len(documents), documents.unreadable) == (2, ("#2",))
+    imported = from_json(f'{json.dumps(PLAIN)}\n{{"messages": \n{json.dumps(PLAIN)}')
+    assert (len(imported), imported.unreadable) == (2, ("#2",))
 
 
 def test_chats_that_nobody_began_are_passed_over() -> None:
-    documents = read([claude(chat_messages=[]), claude(), {"title": "New", "mapping": {"root": node("root", None)}}])
-    assert (len(documents), documents.unreadable) == (1, ())  # type: ignore[attr-defined]
+    imported = read([claude(chat_messages=[]), claude(), {"title": "New", "mapping": {"root": node("root", None)}}])
+    assert (len(imported), imported.unreadable) == (1, ())  # type: ignore[attr-defined]
 
 
 @pytest.mark.parametrize("value", [[], {"conversations": []}, [claude(chat_messages=[])], {"messages": []}])
@@ -303,8 +305,8 @@ def test_an_export_without_conversations_says_so(value: Any) -> None:
 
 def test_a_tree_that_runs_in_circles_ends() -> None:
     tree = {"a": node("a", "b", "user", "x"), "b": node("b", "a", "assistant", "y"), "c": node("c", None, "user", "z")}
-    (document,) = read({"mapping": tree, "current_node": "b"})
-    assert shown(document) == [("user", "z")]
+    (kept,) = read({"mapping": tree, "current_node": "b"})
+    assert shown(kept) == [("user", "z")]
 
 
 def test_a_long_conversation_is_no_matter() -> None:
@@ -312,8 +314,8 @@ def test_a_long_conversation_is_no_matter() -> None:
         str(n): node(str(n), str(n - 1) if n else None, "user" if n % 2 == 0 else "assistant", f"t{n}")
         for n in range(5000)
     }
-    (document,) = read({"mapping": tree, "current_node": "4999"})
-    assert len(document.conversation.path()) == 5000
+    (kept,) = read({"mapping": tree, "current_node": "4999"})
+    assert len(kept.conversation.path()) == 5000
 
 
 @pytest.mark.parametrize(
@@ -334,6 +336,6 @@ def test_thoughts_and_folded_ones_are_taken_out_of_answers() -> None:
         {"role": "user", "content": "<think>mine</think> stays"},
         {"role": "assistant", "content": "<think>\nHm.\n</think>\n\nYes."},
     ]
-    (document,) = read({"messages": said})
-    assert shown(document) == [("user", "<think>mine</think> stays"), ("assistant", "Yes.")]
-    assert document.conversation.path()[1].reasoning == "Hm."
+    (kept,) = read({"messages": said})
+    assert shown(kept) == [("user", "<think>mine</think> stays"), ("assistant", "Yes.")]
+    assert kept.conversation.path()[1].reasoning == "Hm."

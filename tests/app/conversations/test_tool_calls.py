@@ -10,7 +10,7 @@ from pytestqt.qtbot import QtBot
 
 from app.application import Application, StartOptions
 from app.conversations.conversation import Turn
-from app.conversations.export import from_json
+from app.conversations.imports.reader import from_json
 from app.conversations.store import Store
 from app.conversations.tool_loop import DENIED, MOST_ROUNDS, STOPPED, CallCollector
 from app.system.paths import places

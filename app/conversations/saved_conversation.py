@@ -10,7 +10,7 @@ from app.conversations.conversation import Conversation
 
 
 @dataclass(frozen=True)
-class Document:
+class SavedConversation:
     """A conversation and its data outside of the tree. `created`: seconds since 1970 by turn id."""
 
     conversation: Conversation
