@@ -23,8 +23,9 @@ from core.hardware.machine import Machine
 from core.layers.kv_cache import KVCache
 from core.layers.kv_mirror import MirroredCache
 from core.model.assistant import open_assistant
+from core.model.filling import fill
 from core.model.host_weights import HostWeights
-from core.model.language_model import LanguageModel, fill
+from core.model.language_model import LanguageModel
 from core.model.model_source import Source, open_source
 from core.model.mtp import join_of, open_mtp
 from core.model.placement import DevicePlacement, HostPlacement

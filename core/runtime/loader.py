@@ -16,8 +16,9 @@ from core.events import NO_DRAFT, Loading, LoadOptions
 from core.generation.sampler import from_generation_config
 from core.generation.tokenizer import Tokenizer
 from core.hardware.machine import Machine, assume_machine, open_machine
+from core.model.filling import fill
 from core.model.host_weights import HostWeights
-from core.model.language_model import LanguageModel, fill
+from core.model.language_model import LanguageModel
 from core.model.model_source import Source, open_source
 from core.model.placement import DevicePlacement, HostPlacement
 from core.model.postponed import Postponed, untied

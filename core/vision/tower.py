@@ -15,8 +15,8 @@ from torch.utils._pytree import tree_map
 from core.errors import UnsupportedModel
 from core.model.blueprint import whole_tree
 from core.model.device_copies import DeviceCopies, Place, places_of
+from core.model.filling import fill_parts
 from core.model.language_half import Nothing
-from core.model.language_model import fill_parts
 from core.model.placement import DevicePlacement, HostPlacement
 from core.model.sight import HEARS
 from core.sentence import sentence

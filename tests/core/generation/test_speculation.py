@@ -18,7 +18,8 @@ from core.generation.prompt_lookup import PromptLookup
 from core.generation.sampler import Draw, TokenSampler, distribution
 from core.generation.speculation import HOLD_PASSES, LEAST_TIMED, REST, TIMED_PASSES, Drafter, Guess, Speculation
 from core.layers.kv_cache import KVCache
-from core.model.language_model import LanguageModel, fill
+from core.model.filling import fill
+from core.model.language_model import LanguageModel
 from core.model.model_source import open_source
 from core.planning.speculation import MOST_ROWS, Prices, best_size, expected_gain, expected_tokens
 from core.spec import AT_ONCE

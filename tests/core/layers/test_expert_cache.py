@@ -20,8 +20,9 @@ from core.kernels.native_library import instruction_sets
 from core.kernels.quantize import quantize
 from core.layers import moe
 from core.layers.expert_cache import ExpertCache
+from core.model.filling import fill
 from core.model.host_weights import HostWeights
-from core.model.language_model import LanguageModel, fill
+from core.model.language_model import LanguageModel
 from core.model.model_source import open_source
 from core.model.placement import DevicePlacement, HostPlacement
 from core.model.trace import survey

@@ -10,7 +10,8 @@ from safetensors.torch import load_file, save_file
 
 from core.errors import ModelUnreadable
 from core.model.blueprint import build, context_limit, decoder_layers, read_config
-from core.model.language_model import ForwardStopped, fill
+from core.model.filling import fill
+from core.model.language_model import ForwardStopped
 from core.weights.checkpoint import Checkpoint
 from tests.core.families import FAMILIES, make_model
 from tests.core.greedy import GreedyPath, random_prompt

@@ -15,8 +15,9 @@ from transformers.modeling_layers import MtpModel
 from core.generation.mtp_drafter import MtpReading
 from core.hardware.machine import assume_machine
 from core.layers.kv_cache import KVCache
+from core.model.filling import fill
 from core.model.host_weights import HostWeights
-from core.model.language_model import LanguageModel, fill
+from core.model.language_model import LanguageModel
 from core.model.model_source import Source, open_source
 from core.model.mtp import join_of, open_mtp
 from core.model.placement import HostPlacement

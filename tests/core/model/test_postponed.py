@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from core.model.language_model import fill
+from core.model.filling import fill
 from core.model.linear_weights import matrices
 from core.model.model_source import open_source
 from core.model.postponed import Postponed, parameter_name, untied

@@ -22,8 +22,9 @@ from core.kernels.matmul import host_matmul
 from core.kernels.quantize import quantize
 from core.kernels.quantized_weight import QuantizedWeight
 from core.layers.kv_cache import KVCache
+from core.model.filling import fill
 from core.model.host_weights import HostWeights
-from core.model.language_model import LanguageModel, fill
+from core.model.language_model import LanguageModel
 from core.model.model_source import open_source
 from core.model.placement import DevicePlacement, HostPlacement
 from core.model.trace import survey

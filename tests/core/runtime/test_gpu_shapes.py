@@ -19,8 +19,9 @@ from torch.fx.experimental.symbolic_shapes import ShapeEnv
 
 from core.accelerators.base import DeviceEvent, Memory, Stream
 from core.kernels.autotune import KernelTable
+from core.model.filling import fill
 from core.model.host_weights import HostWeights
-from core.model.language_model import LanguageModel, fill
+from core.model.language_model import LanguageModel
 from core.model.model_source import open_source
 from core.model.placement import DevicePlacement
 from core.model.trace import survey

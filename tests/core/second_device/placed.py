@@ -8,8 +8,9 @@ from dataclasses import replace
 from core.events import Prefill
 from core.generation.generate import generate
 from core.layers.kv_cache import KVCache
+from core.model.filling import fill
 from core.model.host_weights import HostWeights
-from core.model.language_model import LanguageModel, fill
+from core.model.language_model import LanguageModel
 from core.model.model_source import open_source
 from core.model.placement import DevicePlacement, HostPlacement
 from core.planning.capture import capturable

@@ -12,7 +12,7 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from core.events import AUTO, LOOKUP, MTP, LoadOptions
-from core.model.language_model import fill
+from core.model.filling import fill
 from core.model.model_source import open_source
 from core.model.mtp import open_mtp
 from core.runtime.drafting import OWN_HEAD

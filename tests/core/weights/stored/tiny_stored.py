@@ -17,8 +17,9 @@ from core.generation.generate import generate
 from core.generation.sampler import TokenSampler, resolve
 from core.kernels.autotune import KernelTable, Timing
 from core.layers.kv_cache import KVCache
+from core.model.filling import fill
 from core.model.host_weights import HostWeights
-from core.model.language_model import LanguageModel, fill
+from core.model.language_model import LanguageModel
 from core.model.model_source import open_source
 from core.model.placement import HostPlacement
 from core.model.postponed import Postponed, untied
