@@ -47,8 +47,8 @@ SPREADS: dict[Confidence, tuple[float, float]] = {"measured": (0.9, 1.1), "deriv
 
 def assemble(spec: ModelSpec, strategy: Strategy, format: Format, context: int, best: Chosen) -> Plan:
     """Return the plan of the chosen layout, with `reason` still empty."""
-    machine = best.candidate.machine
-    hardware = machine.hardware
+    layout = best.candidate
+    machine, hardware = layout.machine, layout.machine.hardware
     linears = _linear_plans(spec, format, best)
     confidence = _confidence(spec, machine, format)
     decode = _prediction(1 / best.decode.total, confidence)
@@ -60,16 +60,16 @@ def assemble(spec: ModelSpec, strategy: Strategy, format: Format, context: int, 
         fits=_verdict(best, decode.likely),
         reason="",
         context=context,
-        prefill_chunk=best.candidate.chunk,
+        prefill_chunk=layout.chunk,
         threads=machine.threads,
         gpu=machine.gpu.index if machine.gpu else -1,
         linears=linears,
-        kv_devices=best.candidate.kv_devices,
-        host_layers=best.candidate.residents.host_layers,
-        ring=best.candidate.ring,
+        kv_devices=layout.kv_devices,
+        host_layers=layout.residents.host_layers,
+        ring=layout.ring,
         memory=_memory(spec, format, linears, best, context),
         decode=decode,
-        prefill=_prediction(best.candidate.chunk / best.prefill.total, confidence),
+        prefill=_prediction(layout.chunk / best.prefill.total, confidence),
         confidence=confidence,
         decode_times=best.decode,
         check_s=check_s(spec, format, best, min(context, TYPICAL_CONTEXT)),
@@ -77,25 +77,26 @@ def assemble(spec: ModelSpec, strategy: Strategy, format: Format, context: int, 
         bytes_per_token=reading,
         ideal_ms=1000 * _ideal_s(hardware, machine.gpu, reading),
         mapped=spec.mapped(format),
-        from_disk=best.candidate.host.from_disk,
+        from_disk=layout.host.from_disk,
         active_bytes=spec.active_bytes(format),
-        load_peak=load_peak(spec, format, spec.kv_bytes(context), best.candidate.chunk)
-        + best.candidate.head_copy
-        + best.candidate.residents.copied(best.candidate.classes),
+        load_peak=load_peak(spec, format, spec.kv_bytes(context), layout.chunk)
+        + layout.head_copy
+        + layout.residents.copied(layout.classes),
         profile=machine.profile,
         expert_rates=expert_rates(spec, format, machine),
-        head_copy=best.candidate.head_copy,
+        head_copy=layout.head_copy,
     )
 
 
 def _linear_plans(spec: ModelSpec, format: Format, best: Chosen) -> tuple[LinearPlan, ...]:
     plans: dict[int, LinearPlan] = {}
-    index = best.candidate.machine.gpu.index if best.candidate.machine.gpu else -1
-    for number, item in enumerate(best.candidate.classes):
+    layout, residents = best.candidate, best.candidate.residents
+    index = layout.machine.gpu.index if layout.machine.gpu else -1
+    for number, item in enumerate(layout.classes):
         for position, members in enumerate(item.members):
-            part = 1.0 if position < best.candidate.residents.whole[number] else best.candidate.residents.part[number]
+            part = 1.0 if position < residents.whole[number] else residents.part[number]
             streamed = [shares[number] for shares in best.streamed]
-            if item.layers[position] in best.candidate.residents.host_layers:
+            if item.layers[position] in residents.host_layers:
                 streamed[: FEW + 1] = [0.0] * (FEW + 1)
             for member in members:
                 if spec.linears[member].name == spec.head:
@@ -170,26 +171,27 @@ def _resident_weight_bytes(spec: ModelSpec, format: Format, linears: Sequence[Li
 def _memory(
     spec: ModelSpec, format: Format, linears: Sequence[LinearPlan], best: Chosen, context: int
 ) -> tuple[DeviceMemory, ...]:
-    hardware, gpu = best.candidate.machine.hardware, best.candidate.machine.gpu
-    on_gpu, on_host = kv_split(spec, best.candidate.kv_devices, context, best.candidate.kv_part)
-    copied = best.candidate.residents.copied(best.candidate.classes)
+    layout = best.candidate
+    hardware, gpu = layout.machine.hardware, layout.machine.gpu
+    on_gpu, on_host = kv_split(spec, layout.kv_devices, context, layout.kv_part)
+    copied = layout.residents.copied(layout.classes)
     cpu = DeviceMemory(
         "cpu",
-        best.candidate.host.weights + copied,
+        layout.host.weights + copied,
         on_host,
-        host_workspace(spec, format, best.candidate.chunk),
-        best.candidate.ring.total,
+        host_workspace(spec, format, layout.chunk),
+        layout.ring.total,
         hardware.cpu.ram_free,
         ram_margin(hardware),
-        parked_prefixes(spec, context, best.candidate.host.left - copied),
+        parked_prefixes(spec, context, layout.host.left - copied),
         spec.sight_bytes,
     )
     if gpu is None:
         return (cpu,)
     weights = spec.resident_bytes + _resident_weight_bytes(spec, format, linears)
-    workspace = gpu_workspace(spec, format, gpu, best.candidate.chunk, context)
+    workspace = gpu_workspace(spec, format, gpu, layout.chunk, context)
     return cpu, DeviceMemory(
-        device_name(gpu), weights, on_gpu, workspace, best.candidate.ring.total, gpu.vram_free, vram_margin(gpu)
+        device_name(gpu), weights, on_gpu, workspace, layout.ring.total, gpu.vram_free, vram_margin(gpu)
     )
 
 
@@ -201,16 +203,17 @@ def device_name(gpu: Gpu) -> str:
 def _bytes_per_token(
     spec: ModelSpec, format: Format, linears: Sequence[LinearPlan], best: Chosen, context: int
 ) -> BytesPerToken:
+    layout = best.candidate
     cpu = link = gpu = 0.0
     for item, plan in zip(spec.linears, linears, strict=True):
         size, rows = item.active / item.experts * spec.linear_bytes(item, format) / plan.rows, plan.decode
-        is_copied = item.name == spec.head and best.candidate.head_copy
+        is_copied = item.name == spec.head and layout.head_copy
         cpu += spec.head_copy(format) + spec.read_again(format) if is_copied else rows.cpu * size
         link += rows.streamed * size
         gpu += (rows.resident + rows.streamed) * size
-    occupied, kv_part = min(context, TYPICAL_CONTEXT), best.candidate.kv_part
-    on_gpu, on_host = kv_split(spec, best.candidate.kv_devices, occupied, kv_part)
-    if best.candidate.machine.gpu is None:
+    occupied, kv_part = min(context, TYPICAL_CONTEXT), layout.kv_part
+    on_gpu, on_host = kv_split(spec, layout.kv_devices, occupied, kv_part)
+    if layout.machine.gpu is None:
         return BytesPerToken(round(cpu) + on_host + spec.resident_bytes)
     return BytesPerToken(round(cpu) + on_host, round(link), round(gpu) + on_gpu + spec.resident_bytes)
 
