@@ -6,14 +6,13 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
+from core.generation.generate import PREFILL_CHUNK
 from core.generation.guesses import Guesses
 from core.generation.speculation import Guess, likeliest
 from core.layers.kv_cache import KVCache
 from core.layers.kv_mirror import MirroredCache
 from core.model.language_model import LanguageModel
 from core.planning.speculation import MOST_ROWS
-
-PREFILL_CHUNK = 512
 
 
 class ChainDrafter:

@@ -8,8 +8,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from core.generation.generate import PREFILL_CHUNK
 from core.generation.guesses import Guesses
-from core.generation.model_drafter import PREFILL_CHUNK, ChainDrafter
+from core.generation.model_drafter import ChainDrafter
 from core.layers.kv_cache import KVCache, common_prefix
 from core.model.language_model import LanguageModel
 from core.model.mtp import Join

@@ -15,6 +15,7 @@ from torch import Tensor
 from core.kernels.quantized_weight import QuantizedWeight
 from core.model.blueprint import build, config_from, raw_config
 from core.model.gguf_source import open_gguf
+from core.model.language_half import text_config
 from core.model.stored_source import kept_linears
 from core.model.ties import tie_weights
 from core.paths import SHAPE_PREFIX, builtin_model
@@ -61,8 +62,8 @@ class Source:
     @property
     def stop_ids(self) -> frozenset[int]:
         """Ids that end a reply, by the model's own configuration."""
-        config = self.module.config.get_text_config(decoder=True)
-        return _ids(self.generation.get("eos_token_id")) | _ids(getattr(config, "eos_token_id", None))
+        own = getattr(text_config(self.module.config), "eos_token_id", None)
+        return _ids(self.generation.get("eos_token_id")) | _ids(own)
 
     @property
     def remembered_turns(self) -> int:

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from transformers.pytorch_utils import Conv1D
 
-from core.model.weight_names import BY_EXPERT
+from core.model.weight_names import merges_experts
 from core.spec import LinearSpec
 from core.weights.random_weights import RandomWeights
 from core.weights.row_chunks import row_chunks
@@ -122,6 +122,4 @@ def _only(converted: Mapping[str, Any]) -> Tensor:
 
 def _is_by_expert(transform: Any, count: int) -> bool:
     """Return whether each pattern found one tensor per expert, and the steps process experts independently."""
-    steps = {type(step).__name__ for step in getattr(transform, "operations", ())}
-    found = [len(tensors) for tensors in transform.collected_tensors.values()]
-    return "MergeModulelist" in steps and steps <= BY_EXPERT and set(found) == {count}
+    return merges_experts(transform) and {len(found) for found in transform.collected_tensors.values()} == {count}

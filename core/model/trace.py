@@ -45,14 +45,14 @@ def survey(module: Any, name: str = "") -> ModelSpec:
     """Return the specification of a causal language model on the meta device."""
     trace = _Trace(module)
     linears = with_heads(module, with_pairs(module, tuple(_linears(module, trace))), trace.cache)
-    embeddings = _embeddings(module)
+    table = module.get_input_embeddings().weight
     head = _head_name(module, linears)
-    tied = bool(head) and any(module.get_submodule(head).weight is table for table in embeddings)
-    looked_up = sum(p.numel() for table in other_tables(module).values() for p in table.parameters())
-    counted = sum(linear.parameters for linear in linears) + sum(t.numel() for t in embeddings) + looked_up
+    tied = bool(head) and module.get_submodule(head).weight is table
+    looked_up = sum(p.numel() for other in other_tables(module).values() for p in other.parameters())
+    counted = sum(linear.parameters for linear in linears) + table.numel() + looked_up
     everything = sum(p.numel() for p in module.parameters())  # tied weights once
     if tied:
-        counted -= module.get_submodule(head).weight.numel()
+        counted -= table.numel()
     return ModelSpec(
         name=name,
         architecture=type(module).__name__,
@@ -63,7 +63,7 @@ def survey(module: Any, name: str = "") -> ModelSpec:
         linears=linears,
         kv_layers=tuple(_kv_layers(trace.cache)),
         resident_bytes=max(everything - counted, 0) * module.dtype.itemsize,
-        embedding_bytes=sum(t.numel() for t in embeddings) * module.dtype.itemsize,
+        embedding_bytes=table.numel() * module.dtype.itemsize,
         lookup_bytes=looked_up * module.dtype.itemsize,
         head=head,
         head_tied=tied,
@@ -221,10 +221,6 @@ def weight_shape(child: Any) -> tuple[int, int]:
     """Return (outputs, inputs) of a linear or Conv1D."""
     first, second = child.weight.shape
     return (second, first) if isinstance(child, Conv1D) else (first, second)
-
-
-def _embeddings(module: Any) -> list[Tensor]:
-    return [module.get_input_embeddings().weight]
 
 
 def _head_name(module: Any, linears: tuple[LinearSpec, ...]) -> str:

@@ -32,8 +32,6 @@ MORE_LAYERS = (
 
 BY_EXPERT = {"MergeModulelist", "Concatenate"}
 """transformers' conversion steps that can be applied to one expert at a time."""
-
-
 EXPERT = re.compile(r"\.experts\.\d+\.")
 
 
@@ -82,8 +80,7 @@ class WeightNames:
         """Return the patterns whose tensors' rows, concatenated, are an expert's matrix in the conversion of this
         pattern; () if it does something else."""
         converter = self._by_pattern[pattern]
-        steps = {type(step).__name__ for step in converter.operations}
-        return tuple(converter.source_patterns) if "MergeModulelist" in steps and steps <= BY_EXPERT else ()
+        return tuple(converter.source_patterns) if merges_experts(converter) else ()
 
     def transforms(self, checkpoint: Mapping[str, Tensor]) -> tuple[dict[str, Any], dict[str, str]]:
         """Return a conversion for each target of the tree, and, by source, targets that are not in the tree."""
@@ -101,6 +98,12 @@ class WeightNames:
                 target, source, pattern or source, _reader(checkpoint, source)
             )
         return work, unasked
+
+
+def merges_experts(transform: Any) -> bool:
+    """Return whether a conversion merges experts by steps that process each independently."""
+    steps = {type(step).__name__ for step in getattr(transform, "operations", ())}
+    return "MergeModulelist" in steps and steps <= BY_EXPERT
 
 
 def _reader(checkpoint: Mapping[str, Tensor], name: str) -> Callable[[], Tensor]:

@@ -77,8 +77,7 @@ def too_big_or_busy(plan: Plan, idle: Plan, spec: ModelSpec, hardware: Hardware)
     `idle` is the plan for the same computer with nothing else running.
     """
     problem = _problem(plan, spec, hardware)
-    rank = {"yes": 2, "slow": 1, "no": 0}
-    if (rank[idle.fits], idle.format != "int4") > (rank[plan.fits], plan.format != "int4"):
+    if (idle.rank, idle.format != "int4") > (plan.rank, plan.format != "int4"):
         result = (
             sentence("about {} tokens per second", tok_s(idle.decode.likely)) if idle.fits != "no" else "it would run"
         )

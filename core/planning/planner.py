@@ -100,9 +100,8 @@ def _place_now(spec: ModelSpec, hardware: Hardware, budget: Budget, strategy: St
         plans.append(_place_as(spec, hardware, budget, strategy, profile, format))
         if plans[-1].fits == "yes" and plans[-1].decode.likely >= COMFORTABLE_TOK_S:
             break
-    rank = {"yes": 2, "slow": 1, "no": 0}
     usable = [plan for plan in plans if plan.fits == "yes" and plan.decode.likely >= COMFORTABLE_TOK_S]
-    best = usable[0] if usable else max(plans, key=lambda plan: (rank[plan.fits], plan.decode.likely))
+    best = usable[0] if usable else max(plans, key=lambda plan: (plan.rank, plan.decode.likely))
     return replace(best, reasons=(format_reason(best, plans), *best.reasons))
 
 

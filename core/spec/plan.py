@@ -259,6 +259,11 @@ class Plan:
     graph_bytes: int = 0
 
     @property
+    def rank(self) -> int:
+        """How well the model fits: 0 = not at all, 1 = slowly, 2 = well."""
+        return ("no", "slow", "yes").index(self.fits)
+
+    @property
     def divides_heads(self) -> bool:
         """Whether attention is divided by heads between the device and the CPU."""
         return any(linear.heads for linear in self.linears)
