@@ -24,8 +24,7 @@ from core.model.blueprint import build, decoder_layers
 from core.model.gguf_source import open_head
 from core.model.language_half import text_config
 from core.model.model_source import Source
-from core.model.ties import tie_weights
-from core.model.weight_names import WeightNames
+from core.model.ties import found_outside_layers, tie_weights
 from core.weights.gguf.weights import GgufWeights
 
 PART = "mtp"
@@ -191,7 +190,5 @@ def _ends(source: Source) -> Iterator[tuple[str, str]]:
     paths = {id(child): name for name, child in module.named_modules()}
     table, head = module.get_input_embeddings(), module.get_output_embeddings()
     ours = {f"{paths[id(head)]}.weight": "lm_head.weight", f"{paths[id(table)]}.weight": "model.embed_tokens.weight"}
-    known = WeightNames(module)
-    for name in source.weights:
-        if not re.search(r"\.\d+\.", name) and (target := known.target(name)[0]) in ours:
-            yield ours[target], name
+    for target, name in found_outside_layers(module, source.weights, ours):
+        yield ours[target], name

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Container, Iterable, Iterator, Mapping
 from typing import Any
 
 from torch import Tensor, nn
@@ -21,7 +21,7 @@ def tie_weights(module: Any, names: Iterable[str], tensors: Mapping[str, Tensor]
     ends = _ends(module)
     if ends is None:
         return
-    there = dict(_found(module, names, ends))
+    there = dict(found_outside_layers(module, names, ends))
     if len(there) == 2 and _is_tied(module):
         if tensors is not None and not tensors[there[ends[0]]].equal(tensors[there[ends[1]]]):
             _part(module, ends)
@@ -39,11 +39,11 @@ def _ends(module: Any) -> tuple[str, str] | None:
     return f"{paths[id(table)]}.weight", f"{paths[id(head)]}.weight"
 
 
-def _found(module: Any, names: Iterable[str], ends: tuple[str, str]) -> Iterator[tuple[str, str]]:
-    """Yield which of the two the checkpoint holds, with its name there."""
+def found_outside_layers(module: Any, names: Iterable[str], wanted: Container[str]) -> Iterator[tuple[str, str]]:
+    """Yield the `wanted` weights that a checkpoint holds, with its name for each, except those of layers."""
     known = WeightNames(module)
     for name in names:
-        if not re.search(r"\.\d+\.", name) and (target := known.target(name)[0]) in ends:
+        if not re.search(r"\.\d+\.", name) and (target := known.target(name)[0]) in wanted:
             yield target, name
 
 
