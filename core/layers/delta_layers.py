@@ -20,7 +20,7 @@ from core.layers import recurrent_layers
 from core.layers.kv_cache import CACHE_NAMES
 from core.layers.recurrent_cache import RecurrentLayer
 from core.layers.recurrent_trials import NEAR
-from core.layers.trials import MISFITS
+from core.layers.trials import MISFITS, near
 from core.offload.hetero_linear import HostLinear
 from core.offload.host_weight import common_library
 
@@ -159,9 +159,4 @@ def _agrees(layer: Any, fused: FusedDelta, dtype: torch.dtype) -> bool:
         return False
     finally:
         layer.out_proj.inputs.forget()
-    return all(_near(found, expected, NEAR[dtype]) for expected, found in zip(*results, strict=True))
-
-
-def _near(found: Tensor, expected: Tensor, bound: float) -> bool:
-    difference = (found.float() - expected.float()).abs()
-    return found.shape == expected.shape and bool((difference <= bound * expected.float().abs().max()).all())
+    return all(near(found, expected, NEAR[dtype]) for expected, found in zip(*results, strict=True))

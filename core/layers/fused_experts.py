@@ -15,6 +15,7 @@ from torch import Tensor
 from core.kernels.native_experts import GATES, PLAIN, Activation, ExpertParts, NativeExperts
 from core.kernels.quantized_weight import QuantizedWeight
 from core.layers import moe
+from core.layers.trials import function_key
 from core.offload.hetero_linear import HostLinear
 from core.offload.host_weight import HostWeight, common_library
 from core.spec import BUCKET_TIMED, bucket
@@ -102,9 +103,7 @@ def _first_weights(module: Any) -> list[HostWeight]:
 
 def _kind(module: Any) -> str:
     """Return a key that is equal for modules that compute the same function, whatever their weights."""
-    values = ((name, repr(value)) for name, value in vars(module).items() if isinstance(value, moe.PLAIN_VALUES))
-    activation = getattr(module, "act_fn", None)
-    return repr((type(module).__qualname__, sorted(values), repr(activation)))
+    return function_key([module]) + repr(getattr(module, "act_fn", None))
 
 
 def _parts(module: Any, activation: Activation) -> ExpertParts:

@@ -25,7 +25,7 @@ from core.layers import experts_beside, moe
 from core.layers.after_attention import AfterAttention
 from core.layers.fused_forward import FusedForward, LayerRun, Make, link
 from core.layers.norms import NativeRMSNorm, without_gain
-from core.layers.trials import MISFITS
+from core.layers.trials import MISFITS, function_key, is_like, rounds_alike
 from core.offload.hetero_linear import HostLinear
 from core.offload.host_weight import common_library
 
@@ -49,11 +49,9 @@ LENT, LENDS, BORROWS = "shared_kv_states", "store_full_length_kv", "is_kv_shared
 readers."""
 FACTOR, TRIED_FACTOR = "layer_scalar", 0.75
 """The scalar buffer that may multiply a layer's result, and a trial value that reveals it."""
-PLAIN, PLACE = (bool, int, float, str, type(None)), "layer_idx"
+PLACE = "layer_idx"
 TRIED_SIZES = (0.02, 0.5, 10.0)
 """Scales of the trial rows: small ones show everything that a layer adds."""
-SAME_ROUNDING = 0.97
-"""Fraction of bf16 outputs that must match exactly: torch computes the exponential function differently."""
 NEAR = 0.02
 """Largest error relative to a row's largest change by the layer; one step of a quantised input stays below it."""
 
@@ -193,16 +191,8 @@ def _are_alike(linears: list[Any], library: NativeLibrary, rows: int) -> bool:
 
 
 def _kind(layer: Any) -> str:
-    """Return a key that is equal for layers that compute the same function: classes and plain values except the
-    index."""
-    modules = (layer, layer.self_attn, *_mlp(layer).modules())
-    return repr([(type(one).__qualname__, sorted(_plain_values(one))) for one in modules])
-
-
-def _plain_values(module: nn.Module) -> Iterator[tuple[str, str]]:
-    for name, value in vars(module).items():
-        if name != PLACE and isinstance(value, PLAIN):
-            yield name, repr(value)
+    """Return a key that is equal for layers that compute the same function, whatever their index."""
+    return function_key((layer, layer.self_attn, *_mlp(layer).modules()), but=(PLACE,))
 
 
 def _make(layer: Any, libraries: Libraries) -> Make | None:
@@ -342,11 +332,11 @@ def _agree(layer: Any, fused: FusedForward, given: tuple[Tensor, Tensor, tuple[T
         return False
     lent: dict[str, Any] = {LENT: {}} if LENT in inspect.signature(layer.forward).parameters else {}
     expected, found = layer.forward(x, **arguments, **lent), fused(x, **arguments)
-    if not isinstance(expected, Tensor) or expected.shape != found.shape or expected.dtype is not found.dtype:
+    if not is_like(found, expected):
         return False
     change = (expected - x).float().abs().amax(-1, keepdim=True)
     near = bool(((found.float() - expected.float()).abs() <= NEAR * change).all())
-    return near and (x.dtype is torch.float32 or float((found == expected).float().mean()) >= SAME_ROUNDING)
+    return near and rounds_alike(found, expected)
 
 
 def _inputs(layer: Any, sizes: Sequence[float], make: Make) -> tuple[Tensor, Tensor, tuple[Tensor, Tensor]]:

@@ -6,7 +6,7 @@ single-row linear whose sigmoid gates the shared expert. How a block combines th
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import chain
 from typing import Any
@@ -23,7 +23,7 @@ from core.layers import experts_beside, moe
 from core.layers.fused_experts import FusedExperts
 from core.layers.fused_routers import FusedRouter
 from core.layers.norms import NativeRMSNorm
-from core.layers.trials import MISFITS
+from core.layers.trials import MISFITS, function_key, is_like, random_rows, rounds_alike
 from core.offload.hetero_linear import HostLinear
 from core.offload.host_weight import common_library
 
@@ -31,8 +31,6 @@ GATED = ("gate_proj", "up_proj", "down_proj")
 TRIED_ROWS, TRIED_SIZES = (1, 3), (0.3, 1.0, 3.0)
 NEAR = {torch.float32: 1e-4, torch.bfloat16: 0.02}
 """Largest error relative to a row's largest element, by type."""
-SAME_ROUNDING = 0.97
-"""Fraction of bf16 outputs that must match exactly: torch computes the exponential function differently."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -117,7 +115,8 @@ def adopt(root: Any) -> None:
         beside = experts_beside.stand_in(module)
         if (block := _beside(module) if beside else _block(module)) is None:
             continue
-        own, kind = experts_beside.ExpertsBeside(module) if beside else module.forward, _kind(module)
+        own = experts_beside.ExpertsBeside(module) if beside else module.forward
+        kind = function_key(module.modules())
         if kind not in found:
             found[kind] = _make(own, block, root.dtype)
         if (make := found[kind]) is not None:
@@ -171,15 +170,6 @@ def _may_be_ours(linears: Sequence[HostLinear]) -> bool:
     return all(one.bias is None for one in linears) and (shared is None or shared.fit(linears[0].host.columns))
 
 
-def _kind(module: nn.Module) -> str:
-    """Return a key that is equal for blocks that compute the same function: classes and plain values."""
-    return repr([(type(one).__qualname__, sorted(_plain_values(one))) for one in module.modules()])
-
-
-def _plain_values(module: nn.Module) -> Iterator[tuple[str, str]]:
-    return ((name, repr(value)) for name, value in vars(module).items() if isinstance(value, moe.PLAIN_VALUES))
-
-
 @torch.inference_mode()
 def _make(own: Callable[[Tensor], Any], block: Block, dtype: torch.dtype) -> Make | None:
     """Return how ours computes what the block does; None if no way agrees, or if it is not faster for few rows."""
@@ -201,14 +191,12 @@ def _make(own: Callable[[Tensor], Any], block: Block, dtype: torch.dtype) -> Mak
 def _inputs(block: Block, rows: int, dtype: torch.dtype) -> Tensor:
     native = block.takes(rows)
     assert native is not None, "only numbers of rows that are ours are tried"
-    generator = torch.Generator().manual_seed(0)
-    x = torch.randn(1, rows, native.hidden, generator=generator) * torch.tensor(TRIED_SIZES)[None, :rows, None]
-    return x.to(dtype)
+    return random_rows(TRIED_SIZES[:rows], native.hidden, dtype)[None]
 
 
 def _agree(found: Tensor, expected: Tensor) -> bool:
-    if expected.shape != found.shape or expected.dtype is not found.dtype:
+    if not is_like(found, expected):
         return False
     largest = expected.float().abs().amax(-1, keepdim=True)
     near = bool(((found.float() - expected.float()).abs() <= NEAR[found.dtype] * largest).all())
-    return near and (found.dtype is torch.float32 or float((found == expected).float().mean()) >= SAME_ROUNDING)
+    return near and rounds_alike(found, expected)

@@ -18,7 +18,7 @@ from core.kernels.native_library import MOST_FEW, NativeLibrary, native
 from core.kernels.native_router import KINDS, MOST_EXPERTS, NativeRouter, RouterParts, Routing
 from core.kernels.quantized_weight import QuantizedWeight
 from core.layers import moe
-from core.layers.trials import MISFITS
+from core.layers.trials import MISFITS, random_rows
 from core.offload.hetero_linear import HostLinear
 
 CORRECTION = "e_score_correction_bias"
@@ -160,9 +160,7 @@ def _number(router: Any, *names: str) -> int:
 
 
 def _inputs(columns: int, dtype: torch.dtype, rows: int) -> Tensor:
-    generator = torch.Generator().manual_seed(0)
-    sizes = torch.tensor(TRIED_SIZES).repeat(rows)[:rows, None]
-    return (torch.randn(rows, columns, generator=generator) * sizes).to(dtype)
+    return random_rows((TRIED_SIZES * rows)[:rows], columns, dtype)
 
 
 def _dense(shares: Tensor, chosen: Tensor, experts: int) -> Tensor:

@@ -20,7 +20,7 @@ from core.kernels.native_library import NativeLibrary, native
 from core.kernels.quantize import quantize
 from core.layers import attention
 from core.layers.latents import Expand, FloatProducts, LatentHeads, Latents
-from core.layers.trials import MISFITS
+from core.layers.trials import MISFITS, near
 from core.offload.hetero_linear import HostLinear
 from core.spec import LAYOUTS, turned
 
@@ -146,5 +146,4 @@ def _agrees(module: Any, ours: Expansion, heads: LatentHeads) -> bool:
         return False
     finally:
         module.kv_b_proj.inputs.forget()
-    near = (found.float() - expected.float()).abs() <= NEAR * expected.float().abs().max()
-    return found.shape == expected.shape and bool(near.all())
+    return near(found, expected, NEAR)

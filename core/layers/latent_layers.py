@@ -23,7 +23,7 @@ from core.layers.kv_layers import PreallocatedLayer
 from core.layers.latent_attention import EXPANSION, Expansion
 from core.layers.latents import beside
 from core.layers.norms import NativeRMSNorm
-from core.layers.trials import MISFITS
+from core.layers.trials import MISFITS, near
 from core.offload.hetero_linear import HostLinear
 from core.offload.host_weight import common_library
 
@@ -210,5 +210,4 @@ def _cut(angles: Any, begin: int, end: int) -> Any:
 
 
 def _agree(found: list[Tensor], expected: list[Tensor], bound: float) -> bool:
-    pairs = zip(found, expected, strict=True)
-    return all(bool(((a - b).float().abs() <= bound * b.float().abs().max()).all()) for a, b in pairs)
+    return all(near(*pair, bound) for pair in zip(found, expected, strict=True))

@@ -17,7 +17,6 @@ LINEARS = "hetegen_linears"
 """The attribute with a module's expert linears by fused parameter name; not children, which would be too many."""
 TOGETHER = "hetegen_together"
 """The attribute with the object that computes all experts in one call."""
-PLAIN_VALUES = (bool, int, float, str, type(None))
 
 
 class Together(Protocol):

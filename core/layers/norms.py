@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from core.kernels.native_layer import NormParts
 from core.kernels.native_library import NativeLibrary, native
-from core.layers.trials import MISFITS
+from core.layers.trials import MISFITS, is_like, random_rows, rounds_alike
 
 TRIED_SIZES = (1e-3, 0.1, 1.0, 30.0)
 """Scales of the trial inputs: small ones reveal the epsilon, large ones that nothing is clipped."""
@@ -64,7 +64,7 @@ def recognise(module: nn.Module, library: NativeLibrary) -> NativeRMSNorm | None
     if not _may_be_norm(module):
         return None
     weight = next(module.parameters())
-    x = _inputs(weight)
+    x = random_rows(TRIED_SIZES, weight.shape[0], weight.dtype)
     try:
         expected = module(x)
     except MISFITS:  # it does not take (M, K), or also takes a gate
@@ -80,7 +80,7 @@ def without_gain(module: nn.Module, columns: int, dtype: torch.dtype) -> NormPar
     if library is None or next(module.parameters(), None) is not None:
         return None
     gain = torch.ones(columns)
-    x = _inputs(gain.to(dtype))
+    x = random_rows(TRIED_SIZES, columns, dtype)
     try:
         expected = module(x)
     except MISFITS:
@@ -109,15 +109,9 @@ def _candidates(module: nn.Module, weight: Tensor, library: NativeLibrary) -> It
                 yield NativeRMSNorm(module, library, weight.float() + offset, eps, rounded=rounded)
 
 
-def _inputs(weight: Tensor) -> Tensor:
-    generator = torch.Generator().manual_seed(0)
-    rows = torch.randn(len(TRIED_SIZES), weight.shape[0], generator=generator)
-    return (rows * torch.tensor(TRIED_SIZES)[:, None]).to(weight.dtype)
-
-
 def _agree(found: Tensor, expected: Any) -> bool:
-    if not isinstance(expected, Tensor) or expected.shape != found.shape or expected.dtype is not found.dtype:
+    if not is_like(found, expected):
         return False
     eps = torch.finfo(found.dtype).eps
     close = torch.allclose(found.float(), expected.float(), rtol=8 * eps, atol=0)
-    return close and (found.dtype is torch.float32 or float((found == expected).float().mean()) >= SAME_ROUNDING)
+    return close and rounds_alike(found, expected, SAME_ROUNDING)

@@ -9,6 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from core.layers.trials import is_like, near
+
 NEAR = {torch.float32: 2e-4, torch.bfloat16: 0.03}
 """Largest error relative to the largest element: summation order and bf16 rounding differ."""
 HEADS, GROUPS, DIM, STATES, CHANNELS = 4, 2, 16, 24, 40
@@ -27,7 +29,7 @@ def agree(one: Callable[..., Any], other: Callable[..., Any], make: Make, dtype:
         results = function(**arguments)
         found.append([*(results if isinstance(results, tuple) else (results,)), *(arguments[name] for name in changed)])
     same = len(found[0]) == len(found[1])
-    return same and all(_near(mine, theirs, NEAR[dtype]) for mine, theirs in zip(found[0], found[1], strict=True))
+    return same and all(_agree(mine, theirs, NEAR[dtype]) for mine, theirs in zip(found[0], found[1], strict=True))
 
 
 def calls(name: str, convolution: nn.Conv1d) -> Iterator[Make]:
@@ -108,9 +110,6 @@ def _update(dtype: torch.dtype, *, skip: bool) -> tuple[dict[str, Any], tuple[st
     }, ("state",)  # fmt: skip
 
 
-def _near(one: Any, other: Any, error: float) -> bool:
+def _agree(expected: Any, found: Any, error: float) -> bool:
     """Return whether the tensors have the same shape and type and nearly equal elements."""
-    if one.shape != other.shape or one.dtype is not other.dtype:
-        return False
-    largest = float(one.float().abs().max())
-    return float((one.float() - other.float()).abs().max()) <= error * largest
+    return is_like(found, expected) and near(found, expected, error)
