@@ -14,8 +14,9 @@ from core.errors import BadRequest, HeteGenError
 from core.events import Counted, Event, Failed, Finished, Loaded, LoadOptions, Request, Stats, Stop, never
 from core.runtime.loaded_model import LoadedModel
 from core.runtime.loader import load_model
+from core.runtime.prompt import prompt_ids
 from core.runtime.replanner import Replanner
-from core.runtime.reply import Reply, prompt_ids
+from core.runtime.reply import Reply
 from core.startup.environment import prepare_environment
 
 __all__ = ["Engine", "LoadOptions"]

@@ -16,7 +16,8 @@ from core.generation.sampler import TokenSampler, resolve
 from core.planning.planner import explain
 from core.runtime.loaded_model import LoadedModel
 from core.runtime.loader import load_model
-from core.runtime.reply import Reply, prompt_ids
+from core.runtime.prompt import prompt_ids
+from core.runtime.reply import Reply
 from tests.core.tiny_tokenizer import chat_model
 from tests.core.vision.seeing import IMAGES, expected_tokens, make_seeing, picture
 
