@@ -6,7 +6,6 @@ names and verified by trials. Several tokens at once, other caches and other typ
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -17,7 +16,7 @@ from transformers.cache_utils import Cache
 from core.kernels.native_delta import DeltaParts, DeltaSizes, NativeDelta, Rows
 from core.kernels.native_layer import NormParts
 from core.layers import recurrent_layers
-from core.layers.kv_cache import CACHE_NAMES
+from core.layers.kv_cache import cache_argument
 from core.layers.recurrent_cache import RecurrentLayer
 from core.layers.recurrent_trials import NEAR
 from core.layers.trials import MISFITS, near
@@ -41,7 +40,7 @@ class FusedDelta:
         self._native = native
         self._dtype = dtype
         self._index = layer.layer_idx
-        self.cache_name = next(name for name in CACHE_NAMES if name in inspect.signature(layer.forward).parameters)
+        self.cache_name = cache_argument(layer)
 
     def __call__(self, hidden_states: Tensor, *args: Any, **kwargs: Any) -> Any:
         """(1, T, K) -> (1, T, K)."""

@@ -7,6 +7,7 @@ convolutions) cannot be cut back; they are restored from marked snapshots.
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
@@ -150,6 +151,12 @@ class KVCache(Cache):  # type: ignore[misc]
         super().reset()
         self.tokens.clear()
         self._snapshots.forget()
+
+
+def cache_argument(module: Any) -> str:
+    """Return the name of the cache argument of a module's forward; empty if there is none."""
+    parameters = inspect.signature(module.forward).parameters
+    return next((name for name in CACHE_NAMES if name in parameters), "")
 
 
 def common_prefix(left: Sequence[int], right: Sequence[int]) -> int:

@@ -111,6 +111,10 @@ class PackedSlidingLayer(PackedLayer, SlidingLayer):
     """Packed keys and values of a sliding-window layer."""
 
 
+STATES_ONLY = (PreallocatedLayer, SlidingLayer, PackedLayer, PackedSlidingLayer)
+"""Our layers with keys and values and nothing recurrent, to which our library and captured work can write."""
+
+
 def _stored(packed: Tensor, recent: Tensor | None) -> Stored:
     """Return packed rows (1, H, T, bytes), with as many of the newest ones unpacked (1, H, R, D) as belong to them."""
     return Stored(packed, None if recent is None else recent[:, :, -packed.shape[2] :])

@@ -15,14 +15,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from core.layers.kv_layers import PreallocatedLayer, SlidingLayer, TokenPlace
-from core.layers.kv_packed import PackedLayer, PackedSlidingLayer
+from core.layers.kv_layers import PreallocatedLayer, TokenPlace
+from core.layers.kv_packed import STATES_ONLY
 from core.spec import RECENT_ROOM
 
 STEP = 256
 """Attention of captured work reads a multiple of this many tokens, or the whole buffer."""
-PLACED = (PreallocatedLayer, SlidingLayer, PackedLayer, PackedSlidingLayer)
-"""The kinds of layers that can write at a place in device memory."""
 
 
 @dataclass(frozen=True)
@@ -110,7 +108,7 @@ def stretch_of(layers: Sequence[Any], rows: int, position: int, device: torch.de
     elsewhere than on `device`."""
     by_window: dict[int, list[PreallocatedLayer]] = {}
     for layer in layers:
-        if type(layer) not in PLACED or not layer.is_initialized or layer.keys.device != device:
+        if type(layer) not in STATES_ONLY or not layer.is_initialized or layer.keys.device != device:
             return None
         by_window.setdefault(layer.window, []).append(layer)
     kinds = {window: _kind(alike, rows) for window, alike in by_window.items()}

@@ -18,7 +18,7 @@ from transformers.cache_utils import Cache
 from core.kernels.native_heads import NativeHeads
 from core.kernels.native_latent import WAYS, Angles, LatentParts, NativeLatent
 from core.kernels.native_library import MOST_FEW, NativeLibrary
-from core.layers.kv_cache import CACHE_NAMES
+from core.layers.kv_cache import CACHE_NAMES, cache_argument
 from core.layers.kv_layers import PreallocatedLayer
 from core.layers.latent_attention import EXPANSION, Expansion
 from core.layers.latents import beside
@@ -50,7 +50,7 @@ class FusedLatent:
         self._dtype = dtype
         self._most_rows = MOST_FEW if few else 1
         self._index = module.layer_idx
-        self._cache_name = _cache_name(module)
+        self._cache_name = cache_argument(module)
 
     def __call__(self, hidden_states: Tensor, *args: Any, **kwargs: Any) -> Any:
         """(1, M, K) -> (1, M, K) and None."""
@@ -117,10 +117,6 @@ def release(root: nn.Module) -> None:
     for module in root.modules():
         if isinstance(vars(module).get("forward"), FusedLatent):
             del module.forward
-
-
-def _cache_name(module: Any) -> str:
-    return next(name for name in CACHE_NAMES if name in inspect.signature(type(module).forward).parameters)
 
 
 def _is_known(module: Any) -> bool:
@@ -192,7 +188,7 @@ def _complex(rows: int, turned: int, dtype: torch.dtype) -> Tensor:
 def _passes(module: Any, forward: Any, dtype: torch.dtype, angles: Any) -> list[Tensor]:
     """Return the outputs for tokens after others, and the cache's content; the first pass is the module's own."""
     generator = torch.Generator().manual_seed(0)
-    cache, name = Cache(layers=[PreallocatedLayer(32) for _ in range(module.layer_idx + 1)]), _cache_name(module)
+    cache, name = Cache(layers=[PreallocatedLayer(32) for _ in range(module.layer_idx + 1)]), cache_argument(module)
     made, at = [], 0
     for rows in (TRIED_BEFORE, *TRIED_TOKENS):
         x = torch.randn(1, rows, module.o_proj.host.rows, generator=generator).to(dtype)

@@ -9,11 +9,8 @@ from torch import Tensor
 
 from core.kernels.native_run import NativeRun
 from core.kernels.packed_width import MOST_COLUMNS, packed_width
-from core.layers.kv_layers import PreallocatedLayer, SlidingLayer
-from core.layers.kv_packed import PackedLayer, PackedSlidingLayer
-
-KEPT_PLAINLY = (PreallocatedLayer, SlidingLayer, PackedLayer, PackedSlidingLayer)
-"""The cache layers whose keys and values our library appends itself."""
+from core.layers.kv_layers import PreallocatedLayer
+from core.layers.kv_packed import STATES_ONLY
 
 
 def holds(native: NativeRun, kept: Sequence[PreallocatedLayer]) -> bool:
@@ -27,7 +24,7 @@ def holds(native: NativeRun, kept: Sequence[PreallocatedLayer]) -> bool:
 def are_alike(kept: Sequence[Any], x: Tensor) -> bool:
     """Return whether layers of one kind store tokens alike, in equal buffers, on the device of x (1, M, K)."""
     first = kept[0]
-    return type(first) in KEPT_PLAINLY and all(type(one) is type(first) and _is_like(one, first, x) for one in kept)
+    return type(first) in STATES_ONLY and all(type(one) is type(first) and _is_like(one, first, x) for one in kept)
 
 
 def room(kept: PreallocatedLayer, rows: int) -> tuple[int, ...]:

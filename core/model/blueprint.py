@@ -19,7 +19,7 @@ from torch.overrides import TorchFunctionMode
 from core.errors import ModelUnreadable, UnsupportedModel
 from core.layers.attention import NAME as ATTENTION
 from core.layers.attention import register as register_attention
-from core.layers.kv_cache import CACHE_NAMES, is_usual
+from core.layers.kv_cache import cache_argument, is_usual
 from core.layers.moe import register as register_experts
 from core.model.language_half import auto_class, language_half, spoken_part, text_config, without_towers
 from core.sentence import sentence
@@ -173,12 +173,6 @@ def context_limit(config: Any) -> int:
         if isinstance(value := getattr(text, name, None), int) and value > 0:
             return value
     return 2048
-
-
-def cache_argument(module: Any) -> str:
-    """Return the name of the cache argument of a model's forward; empty if there is none."""
-    parameters = inspect.signature(module.forward).parameters
-    return next((name for name in CACHE_NAMES if name in parameters), "")
 
 
 def _check_supported(raw: dict[str, Any]) -> None:

@@ -17,9 +17,9 @@ from torch import Tensor
 from core.accelerators.base import Accelerator
 from core.accelerators.graph import Leave
 from core.layers import attention
-from core.layers.kv_cache import KVCache
+from core.layers.kv_cache import KVCache, cache_argument
 from core.layers.kv_stretch import stretch_of
-from core.model.blueprint import cache_argument, decoder_layers
+from core.model.blueprint import decoder_layers
 from core.model.captured_run import CapturedRun, GraphRoom, Piece
 from core.model.language_half import text_config
 from core.model.resident_run import ResidentRun

@@ -14,10 +14,10 @@ from torch import Tensor, nn
 from core.errors import HeteGenError, ModelFailed, ModelUnreadable
 from core.events import Stop, never
 from core.layers.fused_forward import one_by_one
-from core.layers.kv_cache import KVCache
+from core.layers.kv_cache import KVCache, cache_argument
 from core.layers.layer_list import keep_lists
 from core.layers.rotary import stay_in_thread
-from core.model.blueprint import cache_argument, decoder_layers, reason
+from core.model.blueprint import decoder_layers, reason
 from core.model.filling import ram_failure
 from core.model.pictures import Vision
 from core.model.placement import DevicePlacement, HostPlacement

@@ -20,10 +20,10 @@ from transformers.pytorch_utils import Conv1D
 
 from core.errors import UnsupportedModel
 from core.kernels.packed_width import packed_width
-from core.layers.kv_cache import is_packable
+from core.layers.kv_cache import cache_argument, is_packable
 from core.layers.latent_attention import EXPANDING, sizes_of
 from core.layers.moe import fused_names
-from core.model.blueprint import cache_argument, cannot_run, context_limit, decoder_layers
+from core.model.blueprint import cannot_run, context_limit, decoder_layers
 from core.model.heads import with_heads
 from core.model.language_half import text_config
 from core.model.pairs import PairTrace
