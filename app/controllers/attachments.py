@@ -312,21 +312,17 @@ class Attachments(QObject):
 
 @dataclass(frozen=True)
 class Read:
-    """A file's content, the text the model reads, and its estimated tokens."""
+    """A file's content, and the estimated tokens of the text that the model reads."""
 
     document: Document
-    text: str
     tokens: int
 
 
 def _read(path: Path, stop: Stop, tell: Tell, password: str = "") -> Read | None:
     document = read_document(path, stop=stop, progress=lambda done, of: tell((done, of)), password=password)
-    if document is None:
-        return None
-    text = as_read(document)
-    return Read(document, text, tokens_about(text))
+    return None if document is None else Read(document, tokens_about(as_read(document)))
 
 
 def _pasted(name: str, image: QImage, stop: Stop, tell: Tell) -> Read:
     """Encode a pasted picture, in the reader's thread because large pictures take a while."""
-    return Read(picture_document(name, as_png(image)), "", 0)
+    return Read(picture_document(name, as_png(image)), 0)

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from threading import Lock
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from PySide6.QtCore import QObject, Signal, Slot
 from PySide6.QtWidgets import QWidget
@@ -27,6 +27,14 @@ if TYPE_CHECKING:
     from core.hub.fit import Fit, FitCheck, Tensors, Wishes
 
 MEGABYTE = 1e6
+
+
+class _Built(NamedTuple):
+    """What exists once the dialog was opened."""
+
+    catalog: Catalog
+    downloads: Downloads
+    dialog: ModelDialog
 
 
 class ModelController(QObject):
@@ -51,7 +59,7 @@ class ModelController(QObject):
         super().__init__()
         self._theme, self._places, self._window = theme, places, window
         self._settings, self._options = settings, options
-        self._built: tuple[Catalog, Downloads, ModelDialog] | None = None
+        self._built: _Built | None = None
         self._made_for: HubEnvironment | None = None
         self._left: list[Catalog] = []
         """Catalogs of former settings whose threads still wait for a server."""
@@ -67,22 +75,22 @@ class ModelController(QObject):
         if self._built is None:
             self._build()
         if self._built is not None:
-            self._built[2].open_at(text)
+            self._built.dialog.open_at(text)
 
     @Slot(object)
     def on_settings(self, settings: Settings) -> None:
         """Apply the rate limit at once, and another folder or address the next time the dialog opens."""
         if self._built is None:
             return
-        self._built[1].limit(_bytes_s(settings))
-        if environment(settings, os.environ) != self._made_for and not self._built[1].busy:
+        self._built.downloads.limit(_bytes_s(settings))
+        if environment(settings, os.environ) != self._made_for and not self._built.downloads.busy:
             self._leave()
 
     @Slot()
     def after_sleep(self) -> None:
         """Resume the downloads that lost the network."""
         if self._built is not None:
-            self._built[1].resume_interrupted()
+            self._built.downloads.resume_interrupted()
 
     @Slot()
     def close(self) -> None:
@@ -96,13 +104,12 @@ class ModelController(QObject):
         """Close the dialog and its services; joining a thread that waits for a server would block the window."""
         if self._built is None:
             return
-        catalog, downloads, dialog = self._built
-        self._built = None
-        dialog.close()
-        dialog.deleteLater()
-        downloads.close()
-        catalog.leave()
-        self._left.append(catalog)
+        built, self._built = self._built, None
+        built.dialog.close()
+        built.dialog.deleteLater()
+        built.downloads.close()
+        built.catalog.leave()
+        self._left.append(built.catalog)
 
     def _build(self) -> None:
         for catalog in [one for one in self._left if one.ended]:
@@ -129,18 +136,18 @@ class ModelController(QObject):
         dialog.chosen.connect(self._on_chosen)
         dialog.link.connect(self.link)
         dialog.remote_wished.connect(self._on_remote)
-        self._built = catalog, downloads, dialog
+        self._built = _Built(catalog, downloads, dialog)
 
     @Slot()
     def _on_remote(self) -> None:
         if self._built is not None:
-            self._built[2].hide()
+            self._built.dialog.hide()
         self.remote_wished.emit()
 
     @Slot(str)
     def _on_chosen(self, source: str) -> None:
         if self._built is not None:
-            self._built[2].hide()
+            self._built.dialog.hide()
         self.chosen.emit(source)
 
 
