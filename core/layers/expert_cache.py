@@ -22,7 +22,7 @@ from torch import Tensor
 from core.accelerators.base import Accelerator
 from core.layers import moe
 from core.layers.fused_experts import FusedExperts
-from core.layers.held_at_once import held_at_once
+from core.layers.held_at_once import Routed, held_at_once
 from core.offload.hetero_linear import HeteroLinear, SharedInputs
 from core.offload.host_weight import DeviceRows
 from core.offload.parameter_manager import Chunk, Streaming, copied_rows
@@ -109,29 +109,31 @@ class ExpertCache:
         tokens = self._count(numbers)
         work = self._divide(tokens)
         copy = self._accelerator.to_host(x) if work.computed else None
-        out = torch.zeros_like(x, dtype=torch.float32)
+        routed = Routed(x, numbers, shares, torch.zeros_like(x, dtype=torch.float32))
         if work.copied:
             self._order(work.copied)
         if work.held:
-            self._launch_held(x, numbers, shares, out, work, tokens)
-        computed = None if copy is None else self._started(copy.result(), numbers, shares, work)
+            self._launch_held(routed, work, tokens)
+        computed = None if copy is None else self._started(copy.result(), routed, work)
         for expert in work.copied:
-            self._launch_copied(expert, x, numbers, shares, out)
+            self._launch_copied(expert, routed)
         if computed is not None:
-            self._add_computed(computed(), out, work, tokens)
+            self._add_computed(computed(), routed, work, tokens)
         self._accelerator.settle()
         if self.prices is not None and work.expected:
             self.prices = learned_by_copying(self.prices, work.expected, time.perf_counter() - start)
-        return out.to(x.dtype)
+        return routed.out.to(x.dtype)
 
-    def launch_each(self, experts: Sequence[int], x: Tensor, numbers: Tensor, shares: Tensor, out: Tensor) -> None:
-        """Add the parts of these held experts to out (M, K), computed one by one on the device."""
-        rows = [[linears[expert].resident for linears in self.linears] for expert in experts]
-        places = [self._places(numbers, expert) for expert in experts]
+    def launch_each(self, experts: Sequence[int], routed: Routed) -> None:
+        """Add the parts of these held experts, computed one by one on the device."""
+        held = [[linears[expert].resident for linears in self.linears] for expert in experts]
+        places = [self._places(routed, expert) for expert in experts]
 
         def compute() -> None:
-            for expert, (up, down), at in zip(experts, rows, places, strict=True):
-                self._add(expert, up, down, x, at, shares, out)
+            for expert, (up, down), at in zip(experts, held, places, strict=True):
+                assert up is not None
+                assert down is not None
+                self._add(expert, down, self._opened(expert, up, routed, at), routed, at)
 
         self._accelerator.launch(compute, len(experts) * sum(self.expert_bytes))
 
@@ -201,21 +203,21 @@ class ExpertCache:
             return ExpertDivision(there, (), away)
         return divide_experts(tokens, held, self.prices, can_copy=self.copies is not None)
 
-    def _launch_held(
-        self, x: Tensor, numbers: Tensor, shares: Tensor, out: Tensor, work: ExpertDivision, tokens: dict[int, int]
-    ) -> None:
+    def _launch_held(self, routed: Routed, work: ExpertDivision, tokens: dict[int, int]) -> None:
         """Launch the held experts on the device, asynchronously to what follows."""
         each = sum(self.expert_bytes)
         if self._accelerator.device.type == "cpu":  # its memory is RAM, where only the CPU's kernels are fast
-            native, chosen = self._in_ram(), self._only(numbers, work.held)
-            self._accelerator.launch(lambda: out.add_(native(x, chosen, shares)), len(work.held) * each)
+            native, chosen = self._in_ram(), self._only(routed.numbers, work.held)
+            self._accelerator.launch(
+                lambda: routed.out.add_(native(routed.x, chosen, routed.shares)), len(work.held) * each
+            )
             return
         at_once = self.at_once
         few = [expert for expert in work.held if at_once is not None and at_once.takes(tokens[expert])]
         if at_once is not None and few:
-            at_once.launch(few, x, numbers, shares, out, len(few) * each)
+            at_once.launch(few, routed, len(few) * each)
         if others := [expert for expert in work.held if expert not in few]:
-            self.launch_each(others, x, numbers, shares, out)
+            self.launch_each(others, routed)
 
     def _in_ram(self) -> FusedExperts:
         """Return the native call for experts held by a device whose memory is RAM."""
@@ -227,16 +229,16 @@ class ExpertCache:
             self._nearby = self._native.with_weights(up, down)
         return self._nearby
 
-    def _launch_copied(self, expert: int, x: Tensor, numbers: Tensor, shares: Tensor, out: Tensor) -> None:
+    def _launch_copied(self, expert: int, routed: Routed) -> None:
         """Launch an expert on the device after its arrival."""
         up, down = self._chunks(expert)
-        at, opened = self._places(numbers, expert), list[Tensor]()
+        at, opened = self._places(routed, expert), list[Tensor]()
         with self._taken(up) as first:
-            self._accelerator.launch(lambda: opened.append(self._opened(expert, first, x, at)), self.expert_bytes[0])
-        with self._taken(down) as second:
             self._accelerator.launch(
-                lambda: self._add_down(expert, second, opened[0], at, shares, out), self.expert_bytes[1]
+                lambda: opened.append(self._opened(expert, first, routed, at)), self.expert_bytes[0]
             )
+        with self._taken(down) as second:
+            self._accelerator.launch(lambda: self._add(expert, second, opened[0], routed, at), self.expert_bytes[1])
 
     def _taken(self, chunk: Chunk) -> AbstractContextManager[DeviceRows]:
         assert self.copies is not None
@@ -252,8 +254,8 @@ class ExpertCache:
         whole = zip(self.names, self.linears, strict=True)
         return [Chunk(name, 0, linears[expert].host.rows, expert) for name, linears in whole]
 
-    def _places(self, numbers: Tensor, expert: int) -> Sequence[Tensor]:
-        return [part.to(self._accelerator.device) for part in torch.where(numbers == expert)]
+    def _places(self, routed: Routed, expert: int) -> Sequence[Tensor]:
+        return [part.to(self._accelerator.device) for part in routed.places(expert)]
 
     def _only(self, numbers: Tensor, experts: Sequence[int]) -> Tensor:
         """Return the chosen experts (M, k), with those not in `experts` replaced by an invalid number."""
@@ -261,46 +263,36 @@ class ExpertCache:
         wanted[torch.tensor(experts)] = True
         return numbers.masked_fill(~wanted[numbers], len(self.uses))
 
-    def _started(self, x: Tensor, numbers: Tensor, shares: Tensor, work: ExpertDivision) -> Callable[[], Computed]:
-        """Compute the experts that the device does not compute on the CPU, in one call; return how to get the result.
+    def _started(self, x: Tensor, routed: Routed, work: ExpertDivision) -> Callable[[], Computed]:
+        """Compute the CPU's experts in one call, for the rows x (M, K) in RAM; return how to get the result.
 
         If experts are copied, that runs in a thread of its own: the ring holds few of them, so copies only continue
         while this thread takes those that have arrived.
         """
-        given, chosen = shares.cpu(), self._only(numbers, work.computed)
+        shares, chosen = routed.shares.cpu(), self._only(routed.numbers, work.computed)
 
         def compute() -> Computed:
             with torch.inference_mode():
                 start = time.perf_counter()
-                return Computed(self._native(x, chosen, given), time.perf_counter() - start)
+                return Computed(self._native(x, chosen, shares), time.perf_counter() - start)
 
         if work.copied and self.beside is not None:
             return self.beside.submit(compute).result
         found = compute()
         return lambda: found
 
-    def _add_computed(self, found: Computed, out: Tensor, work: ExpertDivision, tokens: dict[int, int]) -> None:
+    def _add_computed(self, found: Computed, routed: Routed, work: ExpertDivision, tokens: dict[int, int]) -> None:
         self._inputs.cpu_s += found.seconds
         if self.prices is not None and not work.copied:
             self.prices = learned(self.prices, [tokens[expert] for expert in work.computed], found.seconds)
         on_device = self._accelerator.to_device(found.y)
-        self._accelerator.launch(lambda: out.add_(on_device))
+        self._accelerator.launch(lambda: routed.out.add_(on_device))
 
-    def _add(
-        self, expert: int, up: DeviceRows | None, down: DeviceRows | None, x: Tensor, at: Sequence[Tensor],
-        shares: Tensor, out: Tensor,
-    ) -> None:  # fmt: skip
-        assert up is not None
-        assert down is not None
-        self._add_down(expert, down, self._opened(expert, up, x, at), at, shares, out)
-
-    def _opened(self, expert: int, up: DeviceRows, x: Tensor, at: Sequence[Tensor]) -> Tensor:
-        opened: Tensor = self._gate(up.linear(x[at[0]], self.linears[0][expert].bias))
+    def _opened(self, expert: int, up: DeviceRows, routed: Routed, at: Sequence[Tensor]) -> Tensor:
+        """Return an expert's first product, gated (n, K), for the rows at these places."""
+        opened: Tensor = self._gate(up.linear(routed.x[at[0]], self.linears[0][expert].bias))
         return opened
 
-    def _add_down(
-        self, expert: int, down: DeviceRows, opened: Tensor, at: Sequence[Tensor], shares: Tensor, out: Tensor
-    ) -> None:
-        tokens, slots = at
-        y = down.linear(opened, self.linears[1][expert].bias)
-        out.index_add_(0, tokens, (y * shares[tokens, slots, None]).float())
+    def _add(self, expert: int, down: DeviceRows, opened: Tensor, routed: Routed, at: Sequence[Tensor]) -> None:
+        """Add an expert's second product, with `opened` (n, K), for the rows at these places."""
+        routed.add(down.linear(opened, self.linears[1][expert].bias), *at)

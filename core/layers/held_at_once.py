@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -19,6 +20,26 @@ from core.kernels.cuda_dequant import MOST_FEW
 from core.kernels.device_products import ListedProducts, listed_products
 from core.kernels.quantized_weight import QuantizedWeight
 from core.offload.hetero_linear import HeteroLinear
+
+
+class Routed(NamedTuple):
+    """A layer's work in a pass: rows x (M, K), the `numbers` of their experts (M, k) with `shares` (M, k), and the sum.
+
+    `out` (M, K): the fp32 sum to which each expert adds its part. The numbers are on the host, all else on the device.
+    """
+
+    x: Tensor
+    numbers: Tensor
+    shares: Tensor
+    out: Tensor
+
+    def places(self, expert: int) -> tuple[Tensor, ...]:
+        """Return the rows (n,) that chose an expert, and which of each row's choices it is (n,), on the host."""
+        return torch.where(self.numbers == expert)
+
+    def add(self, y: Tensor, rows: Tensor, choices: Tensor) -> None:
+        """Add the results y (n, K) for these rows (n,), which made these choices (n,); all on the device."""
+        self.out.index_add_(0, rows, (y * self.shares[rows, choices, None]).float())
 
 
 @dataclass(frozen=True)
@@ -35,24 +56,18 @@ class HeldAtOnce:
         """Return whether an expert with so many tokens can be computed at once with others."""
         return tokens <= MOST_FEW
 
-    def launch(
-        self, experts: Sequence[int], x: Tensor, numbers: Tensor, shares: Tensor, out: Tensor, nbytes: int
-    ) -> None:
-        """Add the parts of these `experts` to out (M, K).
-
-        x (M, K) and shares (M, k) are on the device, the chosen `numbers` (M, k) on the host.
-        """
-        places = [torch.where(numbers == expert) for expert in experts]
-        tokens, slots = (torch.cat(parts) for parts in zip(*places, strict=True))
+    def launch(self, experts: Sequence[int], routed: Routed, nbytes: int) -> None:
+        """Add the parts of these `experts`, of so many bytes."""
+        places = [routed.places(expert) for expert in experts]
+        rows_here, choices_here = (torch.cat(parts) for parts in zip(*places, strict=True))
         counts = [len(rows) for rows, _ in places]
         chosen = [self._rows(number, experts, counts) for number in range(len(self.linears))]
         lists = [one.entries for one in chosen]
-        up_list, down_list, rows, columns = self.accelerator.together_to_device([*lists, tokens, slots])
+        up_list, down_list, rows, choices = self.accelerator.together_to_device([*lists, rows_here, choices_here])
         up, down = chosen
 
         def compute() -> None:
-            y = down(self.gate(up(x[rows], up_list)), down_list)
-            out.index_add_(0, rows, (y * shares[rows, columns, None]).float())
+            routed.add(down(self.gate(up(routed.x[rows], up_list)), down_list), rows, choices)
 
         self.accelerator.launch(compute, nbytes)
 

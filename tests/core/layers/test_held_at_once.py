@@ -13,6 +13,7 @@ from torch import Tensor
 from core.kernels.native_library import instruction_sets
 from core.kernels.quantized_weight import QuantizedWeight
 from core.layers.expert_cache import ExpertCache
+from core.layers.held_at_once import Routed
 from core.spec import BUCKET_TOKENS, ModelSpec, Plan, Ring, Rows, Storage
 from tests.core.layers.test_expert_cache import TOKENS, Reply, caches, half, some_experts
 from tests.core.offload.test_hetero_linear import plan_of
@@ -106,9 +107,9 @@ def test_experts_that_many_tokens_need_are_computed_by_themselves(
     asked: list[int] = []
     own = ExpertCache.launch_each
 
-    def each(self: ExpertCache, experts: Sequence[int], *others: Tensor) -> None:
+    def each(self: ExpertCache, experts: Sequence[int], routed: Routed) -> None:
         asked.extend(experts)
-        own(self, experts, *others)
+        own(self, experts, routed)
 
     monkeypatch.setattr(ExpertCache, "launch_each", each)
     reply = Reply("mixtral", tmp_path)
