@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from core.kernels import native_prompt
 from core.kernels.native_latent import LEAST_LATENTS
-from core.kernels.native_library import MOST_FEW, AttentionCall, NativeLibrary, native
+from core.kernels.native_library import MOST_FEW, AttentionCall, native
 from core.kernels.packed_states import Stored, as_stored
 from core.kernels.packed_width import PACKED
 from core.layers.kv_heads import DividedStates
@@ -41,6 +41,21 @@ FEW_QUERIES = 16
 """Up to this many query rows, the rows of heads that share keys are laid together."""
 QUERY_CHUNK = 128
 """Number of query rows for which plain torch holds all scores at once."""
+
+
+class Asked(NamedTuple):
+    """Query (B, H, S, D) with the mask of the keys that it sees, and how scores are made: see `attend`."""
+
+    query: Tensor
+    mask: Tensor | None
+    scale: float
+    softcap: float | None
+    sinks: Tensor | None
+
+    def call(self, keys: Stored, values: Stored) -> AttentionCall:
+        """Make the kernel's arguments for these keys and values."""
+        sinks = None if self.sinks is None else self.sinks.float().contiguous()
+        return call_for(self.query, keys, values, self.mask, sinks, self.scale, self.softcap or 0.0)
 
 
 def register() -> str:
@@ -83,8 +98,9 @@ def attend(
     library, by_torch = native(), kwargs.get("position_bias") is not None or kwargs.get("cache") is not None or dropout
     causal = attention_mask is None and query.shape[2] > 1 and _is_causal(module, kwargs)
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
+    asked = Asked(query, attention_mask, scale, softcap, s_aux)
     if library is not None and not causal and not by_torch and suits(query, keys, values, attention_mask):
-        return attend_few(library, query, keys, values, attention_mask, scale, softcap, s_aux), None
+        return library.attention(asked.call(keys, values)), None
     key, value = keys.floats(query.dtype, mixed=True), values.floats(query.dtype, mixed=False)
     if by_torch:
         out: tuple[Tensor, None] = sdpa_attention_forward(
@@ -94,11 +110,10 @@ def attend(
     if causal:
         # As in sdpa: without a mask, keys beyond the last query are the unused end of a static cache.
         key, value = key[:, :, : query.shape[2]], value[:, :, : query.shape[2]]
-    given = query, key, value, attention_mask, scale, softcap, s_aux
-    found = None if library is None else attend_many(*given, causal=causal)
+    found = None if library is None else _attend_many(asked, key, value, causal=causal)
     if found is None:
         hides = causal or attention_mask is not None or (query.shape[2] == 1 and softcap is None and s_aux is None)
-        found = attend_prompt(*given) if hides else attend_prompt(*given[:3], _all_seen(query, key), *given[4:])
+        found = _attend_by_torch(asked if hides else asked._replace(mask=_all_seen(query, key)), key, value)
     return found, None
 
 
@@ -136,15 +151,6 @@ def suits(query: Tensor, keys: Stored, values: Stored, mask: Tensor | None) -> b
     masked = mask is None or (mask.dtype is torch.bool and mask.shape[1] == 1)
     real = type(query) is Tensor  # meta tensors have no memory
     return real and plain and same and typed and masked and shared <= MOST_SHARED_ROWS
-
-
-def attend_few(
-    library: NativeLibrary, query: Tensor, keys: Stored, values: Stored, mask: Tensor | None, scale: float,
-    softcap: float | None, sinks: Tensor | None,
-) -> Tensor:  # fmt: skip
-    """Compute (B, S, H, D) with the compiled kernel."""
-    own = None if sinks is None else sinks.float().contiguous()
-    return library.attention(call_for(query, keys, values, mask, own, scale, softcap or 0.0))
 
 
 def call_for(
@@ -204,35 +210,29 @@ def _attended(query: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None, 
 # ---- many query rows
 
 
-def attend_many(
-    query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, scale: float, softcap: float | None,
-    sinks: Tensor | None, *, causal: bool,
-) -> Tensor | None:  # fmt: skip
+def _attend_many(asked: Asked, key: Tensor, value: Tensor, *, causal: bool) -> Tensor | None:
     """Compute (B, S, H, D) with the compiled kernel for prompts; None if it does not take these.
 
     `causal`: without a mask, each query sees the keys up to its own; otherwise all.
     """
-    if type(query) is not Tensor or query.device.type != "cpu":
+    if type(asked.query) is not Tensor or asked.query.device.type != "cpu":
         return None
-    own = None if sinks is None else sinks.float().contiguous()
-    call = call_for(query, Stored(key), Stored(value), mask, own, scale, softcap or 0.0)
+    call = asked.call(Stored(key), Stored(value))
     return native_prompt.attend(call, causal=causal) if native_prompt.suits(call) else None
 
 
-def attend_prompt(
-    query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, scale: float, softcap: float | None,
-    sinks: Tensor | None,
-) -> Tensor:  # fmt: skip
+def _attend_by_torch(asked: Asked, key: Tensor, value: Tensor) -> Tensor:
     """Compute (B, S, H, D) with torch; no mask = causal with equal numbers of keys and queries, or one full query."""
-    if softcap is not None or sinks is not None:
-        return _attend_plainly(query, key, value, mask, scale, softcap, sinks)
+    if asked.softcap is not None or asked.sinks is not None:
+        return _attend_plainly(asked, key, value)
+    query, mask, scale = asked.query, asked.mask, asked.scale
     grouped = query.shape[1] != key.shape[1]
     if grouped and mask is not None and mask.shape[1] == 1 and query.shape[2] <= FEW_QUERIES:
         # Heads that share keys become rows of one head; otherwise kernels that take a mask would copy the keys.
         batch, heads, count, _ = query.shape
         rows = query.reshape(batch, key.shape[1], -1, query.shape[3])
-        seen = mask if count == 1 else mask.repeat(1, 1, heads // key.shape[1], 1)
-        out = F.scaled_dot_product_attention(rows, key, value, attn_mask=seen, scale=scale)
+        own = mask if count == 1 else mask.repeat(1, 1, heads // key.shape[1], 1)
+        out = F.scaled_dot_product_attention(rows, key, value, attn_mask=own, scale=scale)
         return out.reshape(batch, heads, count, value.shape[3]).transpose(1, 2).contiguous()
     if grouped and query.device.type == "cuda" and mask is not None:
         # With a mask, CUDA has no fast kernel for grouped heads.
@@ -250,11 +250,9 @@ def attend_prompt(
     return out.transpose(1, 2).contiguous()
 
 
-def _attend_plainly(
-    query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, scale: float, softcap: float | None,
-    sinks: Tensor | None,
-) -> Tensor:  # fmt: skip
+def _attend_plainly(asked: Asked, key: Tensor, value: Tensor) -> Tensor:
     """Compute (B, S, H, D) with fp32 scores, QUERY_CHUNK query rows at a time."""
+    query, softcap = asked.query, asked.softcap
     batch, heads, rows, _ = query.shape
     shared = heads // key.shape[1]
     keys = key.float().repeat_interleave(shared, 1).transpose(2, 3)
@@ -262,11 +260,11 @@ def _attend_plainly(
     out = query.new_empty(batch, rows, heads, value.shape[-1])
     for start in range(0, rows, QUERY_CHUNK):
         stop = min(start + QUERY_CHUNK, rows)
-        scores = query[:, :, start:stop].float() @ keys * scale
+        scores = query[:, :, start:stop].float() @ keys * asked.scale
         if softcap is not None:
             scores = torch.tanh(scores / softcap) * softcap
-        scores = _masked(scores, mask, start, stop)
-        out[:, start:stop] = (_weights(scores, sinks) @ values).transpose(1, 2).to(out.dtype)
+        scores = _masked(scores, asked.mask, start, stop)
+        out[:, start:stop] = (_weights(scores, asked.sinks) @ values).transpose(1, 2).to(out.dtype)
     return out
 
 
