@@ -15,6 +15,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from core.errors import HeteGenError
+from core.own_process import command, source_folder, without_window
 from core.startup.torch_folder import use_packages
 
 ARGUMENT = "--try-card"
@@ -41,14 +42,11 @@ def tried(index: int) -> Trial:
     """Try a card in another process with this process's torch; takes some seconds, mostly to import torch."""
     import torch
 
-    program = [ARGUMENT] if getattr(sys, "frozen", False) else ["-m", "core.accelerators.trial"]
-    command = [sys.executable, *program, str(index), str(Path(torch.__file__).parents[1])]
-    root = Path(__file__).resolve().parents[2]
-    flags = getattr(subprocess, "CREATE_NO_WINDOW", 0)
+    asked = command("core.accelerators.trial", ARGUMENT, str(index), str(Path(torch.__file__).parents[1]))
     try:
         done = subprocess.run(
-            command, cwd=root if root.is_dir() else None, capture_output=True, timeout=LIMIT_S, check=False,
-            creationflags=flags,
+            asked, cwd=source_folder(), capture_output=True, timeout=LIMIT_S, check=False,
+            creationflags=without_window(),
         )  # fmt: skip
         said, why = done.stdout, f"The driver ended the program that tried it (exit code {done.returncode})."
     except subprocess.TimeoutExpired as late:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import stat
 import subprocess
-import sys
 import time
 from collections.abc import Callable
 from contextlib import suppress
@@ -18,7 +17,9 @@ import psutil
 
 from core.documents.document import Document, Limits, unreadable
 from core.errors import DocumentLocked, DocumentUnreadable
+from core.events import Stop, never
 from core.files import without_halves
+from core.own_process import command, source_folder, without_window
 from core.sentence import sentence, unpack
 
 ARGUMENT = "--read-document"
@@ -29,11 +30,6 @@ MORE_MEMORY = 256 << 20
 """Memory that the interpreter and its libraries may take in addition to the document."""
 
 
-def never() -> bool:
-    """Return False: the `stop` of callers that wait for the end."""
-    return False
-
-
 def unheard(done: int, of: int) -> None:
     """Ignore progress: the default of callers that only want the text."""
 
@@ -41,7 +37,7 @@ def unheard(done: int, of: int) -> None:
 def read_document(
     path: Path,
     limits: Limits | None = None,
-    stop: Callable[[], bool] = never,
+    stop: Stop = never,
     progress: Callable[[int, int], None] = unheard,
     password: str = "",
 ) -> Document | None:
@@ -54,12 +50,12 @@ def read_document(
     _check(path, name, limits)
     try:
         child = subprocess.Popen(
-            _command(path, limits),
-            cwd=_root(),
+            command("core.documents", ARGUMENT, str(path.absolute()), json.dumps(asdict(limits))),
+            cwd=source_folder(),
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
-            creationflags=getattr(subprocess, "CREATE_NO_WINDOW", 0),
+            creationflags=without_window(),
         )
     except OSError as error:
         raise unreadable(name, sentence("The reader could not be started: {}.", error.strerror or error)) from error
@@ -86,17 +82,6 @@ def _check(path: Path, name: str, limits: Limits) -> None:
         raise unreadable(name, why, "Attach a part of it.")
 
 
-def _command(path: Path, limits: Limits) -> list[str]:
-    frozen = bool(getattr(sys, "frozen", False))
-    own = [sys.executable, ARGUMENT] if frozen else [sys.executable, "-m", "core.documents"]
-    return [*own, str(path.absolute()), json.dumps(asdict(limits))]
-
-
-def _root() -> Path | None:
-    root = Path(__file__).resolve().parents[2]
-    return root if root.is_dir() else None
-
-
 class _Listener:
     """Reads the child's output in a thread, because reading from a pipe has no timeout."""
 
@@ -106,9 +91,7 @@ class _Listener:
         self._thread = Thread(target=self._hear, args=(password.encode(),), name="document", daemon=True)
         self._thread.start()
 
-    def wait(
-        self, name: str, limits: Limits, stop: Callable[[], bool], progress: Callable[[int, int], None]
-    ) -> bytes | None:
+    def wait(self, name: str, limits: Limits, stop: Stop, progress: Callable[[int, int], None]) -> bytes | None:
         """Return the child's last line, None if it was stopped. Raises DocumentUnreadable."""
         deadline = time.monotonic() + limits.seconds
         while not stop():

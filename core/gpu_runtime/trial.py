@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 from core.gpu_runtime.store import TrialResult
+from core.own_process import command, source_folder, without_window
 from core.sentence import pack, sentence, unpack
 from core.startup.torch_folder import packages_of, use_packages
 
@@ -20,22 +21,16 @@ SIDE = 256
 
 def attempt(folder: Path, driver: str) -> TrialResult:
     """Import torch from `folder` in another process and run a kernel on its card."""
-    if getattr(sys, "frozen", False):
-        command = [sys.executable, ARGUMENT, str(folder)]
-    else:
-        command = [sys.executable, "-m", "core.gpu_runtime.trial", str(folder)]
-    device, why = _outcome(command)
+    device, why = _outcome(command("core.gpu_runtime.trial", ARGUMENT, str(folder)))
     return TrialResult(folder.name, driver, device, why)
 
 
-def _outcome(command: list[str]) -> tuple[str, str]:
+def _outcome(asked: list[str]) -> tuple[str, str]:
     """Return the card's name and "", or "" and a sentence with the reason."""
-    root = Path(__file__).resolve().parents[2]
-    flags = getattr(subprocess, "CREATE_NO_WINDOW", 0)
     try:
         done = subprocess.run(
-            command, cwd=root if root.is_dir() else None, capture_output=True, timeout=LIMIT_S, check=False,
-            creationflags=flags,
+            asked, cwd=source_folder(), capture_output=True, timeout=LIMIT_S, check=False,
+            creationflags=without_window(),
         )  # fmt: skip
     except subprocess.TimeoutExpired:
         return "", sentence("It did not answer within {} seconds.", LIMIT_S)

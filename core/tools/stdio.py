@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import psutil
 
 from core.errors import HeteGenError, ToolFailed
+from core.own_process import without_window
 from core.sentence import sentence
 from core.tools.batch import batch_line, is_batch
 from core.tools.server import ToolServer
@@ -62,7 +63,7 @@ async def _start(server: ToolServer) -> asyncio.subprocess.Process:
     program = shutil.which(server.command, path=environment.get("PATH")) or server.command
     options: dict[str, Any] = {
         "stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "cwd": server.folder or None,
-        "env": environment, "limit": LONGEST_LINE, "creationflags": getattr(subprocess, "CREATE_NO_WINDOW", 0),
+        "env": environment, "limit": LONGEST_LINE, "creationflags": without_window(),
         "start_new_session": os.name == "posix",
     }  # fmt: skip
     try:

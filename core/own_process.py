@@ -1,0 +1,27 @@
+"""Runs a module of this program in another process, so that a crash or hang there does no further harm."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+
+def command(module: str, argument: str, *arguments: str) -> list[str]:
+    """Return the command that runs `module` with these arguments.
+
+    `argument` makes a bundle's own executable, which has no Python beside it, run it.
+    """
+    own = [argument] if getattr(sys, "frozen", False) else ["-m", module]
+    return [sys.executable, *own, *arguments]
+
+
+def source_folder() -> Path | None:
+    """Return the folder in which a command finds the modules; None in a bundle."""
+    root = Path(__file__).resolve().parents[1]
+    return root if root.is_dir() else None
+
+
+def without_window() -> int:
+    """Return the `creationflags` of a process that opens no window on Windows."""
+    return getattr(subprocess, "CREATE_NO_WINDOW", 0)
