@@ -36,11 +36,11 @@ class Interrupted(Exception):
 
 @dataclass(frozen=True)
 class Kept:
-    """The states of a conversation read from a file; the tensors are views of the mapped file."""
+    """The states of a conversation's tokens; tensors that were read are views of the mapped file."""
 
-    tokens: list[int]
+    tokens: Sequence[int]
     reply_start: int
-    layers: list[LayerStates]
+    layers: Sequence[LayerStates]
 
 
 @dataclass(frozen=True)
@@ -70,38 +70,33 @@ def read(path: Path, key: str) -> Kept | None:
     return Kept(tokens, records[-1].header["reply_start"], layers)
 
 
-def append(
-    path: Path, key: str, tokens: Sequence[int], reply_start: int, layers: Sequence[LayerStates], stop: Stop
-) -> None:
+def append(path: Path, key: str, kept: Kept, stop: Stop) -> None:
     """Append the states of tokens that the file does not hold yet; records of different tokens are cut off.
 
     Only for states that do not change when others follow. The last reply becomes a record of its own, because it is
     rewritten most often. Raises Interrupted, OSError.
     """
     with path.open("r+b" if path.exists() else "w+b") as file:
-        known, end = _shared(file, key, tokens)
+        known, end = _shared(file, key, kept.tokens)
         file.truncate(end)
         file.seek(end)
         try:
-            for begin, following in ((known, reply_start), (max(known, reply_start), len(tokens))):
+            for begin, following in ((known, kept.reply_start), (max(known, kept.reply_start), len(kept.tokens))):
                 if begin < following:
-                    new = [_part(layer, begin, following) for layer in layers]
-                    _write(file, key, tokens[begin:following], reply_start, new, stop)
-            _write_recent(file, key, reply_start, layers, stop)
+                    _write(file, key, _part(kept, begin, following), stop)
+            _write_recent(file, key, kept, stop)
         except BaseException:
             file.truncate(end)
             raise
 
 
-def replace(
-    path: Path, key: str, tokens: Sequence[int], reply_start: int, layers: Sequence[LayerStates], stop: Stop
-) -> None:
+def replace(path: Path, key: str, kept: Kept, stop: Stop) -> None:
     """Replace the file's content by the states of all tokens. Raises Interrupted, OSError."""
     fresh = path.with_suffix(".part")
     try:
         with fresh.open("wb") as file:
-            _write(file, key, tokens, reply_start, layers, stop)
-            _write_recent(file, key, reply_start, layers, stop)
+            _write(file, key, kept, stop)
+            _write_recent(file, key, kept, stop)
         move_over(fresh, path)
     finally:
         fresh.unlink(missing_ok=True)
@@ -110,12 +105,13 @@ def replace(
 # ---- writing
 
 
-def _write(
-    file: BinaryIO, key: str, tokens: Sequence[int], reply_start: int, layers: Sequence[LayerStates], stop: Stop
-) -> None:
+def _write(file: BinaryIO, key: str, kept: Kept, stop: Stop) -> None:
+    layers = kept.layers
     tables = [{"first": one.first, "tensors": [_described(*item) for item in one.tensors.items()]} for one in layers]
     size = sum(_padded(tensor.nbytes) for layer in layers for tensor in layer.tensors.values())
-    header = {"key": key, "tokens": list(tokens), "reply_start": reply_start, "layers": tables, "bytes": size}
+    header = {
+        "key": key, "tokens": list(kept.tokens), "reply_start": kept.reply_start, "layers": tables, "bytes": size,
+    }  # fmt: skip
     text = json.dumps(header).encode()
     text += b" " * (_padded(len(MARK) + 8 + len(text)) - len(MARK) - 8 - len(text))
     checked = _Checked(file)
@@ -128,9 +124,9 @@ def _write(
     file.write(checked.sum.to_bytes(ALIGNMENT, "little"))
 
 
-def _write_recent(file: BinaryIO, key: str, reply_start: int, layers: Sequence[LayerStates], stop: Stop) -> None:
-    if any(layer.recent for layer in layers):
-        _write(file, key, [], reply_start, [LayerStates(layer.recent) for layer in layers], stop)
+def _write_recent(file: BinaryIO, key: str, kept: Kept, stop: Stop) -> None:
+    if any(layer.recent for layer in kept.layers):
+        _write(file, key, Kept([], kept.reply_start, [LayerStates(layer.recent) for layer in kept.layers]), stop)
 
 
 class _Checked:
@@ -145,8 +141,12 @@ class _Checked:
         self.sum = zlib.crc32(data, self.sum)
 
 
-def _part(layer: LayerStates, begin: int, end: int) -> LayerStates:
-    return LayerStates({name: one[:, :, begin:end] for name, one in layer.tensors.items()})
+def _part(kept: Kept, begin: int, end: int) -> Kept:
+    """Return the states of some tokens, whose layers hold all tokens."""
+    layers = [
+        LayerStates({name: tensor[:, :, begin:end] for name, tensor in one.tensors.items()}) for one in kept.layers
+    ]
+    return Kept(kept.tokens[begin:end], kept.reply_start, layers)
 
 
 def _described(name: str, tensor: Tensor) -> list[object]:

@@ -68,13 +68,11 @@ class KeptReadings:
         self.settle()
         if not conversation or not cache.can_return or len(cache.tokens) < WORTHWHILE:
             return
-        states = [_on_host(layer) for layer in states_of(cache)]
-        put = kv_file.append if grows_only(cache) else kv_file.replace
-        write = partial(
-            put, kept_reading(conversation), self.key, tuple(cache.tokens), reply_start, states, self._stop.is_set
-        )
+        kept = kv_file.Kept(tuple(cache.tokens), reply_start, [_on_host(layer) for layer in states_of(cache)])
+        put, path = kv_file.append if grows_only(cache) else kv_file.replace, kept_reading(conversation)
+        write = partial(put, path, self.key, kept, self._stop.is_set)
         self._stop.clear()
-        self._writer = Thread(target=self._write, args=(kept_reading(conversation), write), name="kept readings")
+        self._writer = Thread(target=self._write, args=(path, write), name="kept readings")
         self._writer.start()
 
     def settle(self, *, finish: bool = False) -> None:

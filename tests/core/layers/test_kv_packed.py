@@ -93,7 +93,7 @@ def test_what_a_file_has_says_the_same(tmp_path: Path, family: str) -> None:
     for begin, end in ((0, 120), (120, 170)):
         path.model.forward(ids[begin:end], path.cache)
         put = kv_file.append if grows_only(path.cache) else kv_file.replace
-        put(file, "key", path.cache.tokens, begin, states_of(path.cache), lambda: False)
+        put(file, "key", kv_file.Kept(path.cache.tokens, begin, states_of(path.cache)), lambda: False)
     told = [path.model.forward([id], path.cache) for id in ids[170:]]
     kept = kv_file.read(file, "key")
     assert kept is not None
