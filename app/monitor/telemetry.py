@@ -37,7 +37,6 @@ class Sample:
     """Resident set of this process. Includes pages of memory-mapped weights, which the system may drop."""
     disk_read_bytes_s: float | None = None
     on_battery: bool | None = None
-    battery_percent: float | None = None
     gpus: tuple[GpuSample, ...] = ()
 
     @property
@@ -82,7 +81,6 @@ class MachineProbe:
             own_ram=self._process.memory_info().rss,
             disk_read_bytes_s=self._disk_rate(now),
             on_battery=None if battery is None or battery.power_plugged is None else not battery.power_plugged,
-            battery_percent=None if battery is None else battery.percent,
             gpus=self._nvml.read(now),
         )
 
