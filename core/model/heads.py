@@ -36,7 +36,7 @@ def _marked(module: Any, named: dict[str, LinearSpec], paths: dict[int, str], ca
     for layer in decoder_layers(module):
         for leaf, child in layer.named_children():
             words = [plan.get(f"layers.*.{leaf}.{name}") for name in (*PROJECTIONS, OUTPUT)]
-            if words != [BY_ROWS] * len(PROJECTIONS) + [BY_COLUMNS] or not _has_plain_states(child, cache):
+            if words != [BY_ROWS] * len(PROJECTIONS) + [BY_COLUMNS] or not _is_divisible(child, cache):
                 continue
             names, within = [f"{paths[id(child)]}.{name}" for name in (*PROJECTIONS, OUTPUT)], f"{paths[id(child)]}."
             if {name for name in named if name.startswith(within)} != {*names}:
@@ -46,18 +46,25 @@ def _marked(module: Any, named: dict[str, LinearSpec], paths: dict[int, str], ca
                 yield replace(output, attends=parts[0].group, heads=heads)
 
 
-def _has_plain_states(attention: nn.Module, cache: Any) -> bool:
-    """Return whether a module has one layer of the cache with nothing but keys and values, and no weights for each
-    head."""
+def _is_divisible(attention: nn.Module, cache: Any) -> bool:
+    """Return whether a module has one layer of the cache with nothing but keys and values, and weights that all heads
+    share in its norms and nowhere else."""
     index = getattr(attention, "layer_idx", None)
     held = isinstance(index, int) and index < len(cache.layers) and is_packable(cache.layers[index])
-    return held and not attention._parameters and not attention._buffers
+    norms = (child for name, child in attention.named_children() if name not in (*PROJECTIONS, OUTPUT))
+    shared = all(one.numel() <= _width(attention) for norm in norms for one in norm.parameters())
+    return held and shared and not attention._parameters and not attention._buffers
 
 
-def _heads(attention: Any, parts: Sequence[LinearSpec]) -> int:
+def _width(attention: nn.Module) -> int:
+    """Return the size of a head, 0 if unknown."""
+    return int(getattr(attention, "head_dim", None) or 0)
+
+
+def _heads(attention: nn.Module, parts: Sequence[LinearSpec]) -> int:
     """Return the number of KV heads, 0 if the projections do not have whole heads; queries share keys in equal
     parts."""
-    width = getattr(attention, "head_dim", 0)
+    width = _width(attention)
     queries, keys, values = parts
     if not width or width % QUANTUM:
         return 0

@@ -64,6 +64,7 @@ RARER_FAMILIES: dict[str, dict[str, Any]] = {
         "vocab_size": VOCABULARY, "d_model": 64, "num_layers": 3, "attention_heads": 4, "ffn_dim": 96,
         "max_position_embeddings": 1024,
     },
+    "cohere": _COMMON | _GQA | {"use_qk_norm": True},
     "smollm3": _COMMON | _GQA | {"no_rope_layers": [1, 0, 1]},
     "llama4_text": _COMMON | _GQA | {
         "num_local_experts": 4, "intermediate_size_mlp": 96, "head_dim": 16, "interleave_moe_layer_step": 1,

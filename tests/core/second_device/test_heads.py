@@ -25,8 +25,9 @@ from tests.core.second_device import SecondCard, SecondDevice, put_in
 from tests.core.tiny_tokenizer import chat_model
 
 FAMILIES = ["llama", "mistral", "qwen2", "qwen3", "gemma3_text", "granite", "mixtral", "smollm3"]
-REFUSED = ["phi3", "olmo2", "opt", "gpt2", "falcon", "qwen3_next", "gpt_oss", "deepseek_v3"]
-"""Fused or normalised projections, no statement of transformers, recurrent states, sinks, compressed states."""
+REFUSED = ["phi3", "olmo2", "opt", "gpt2", "falcon", "qwen3_next", "gpt_oss", "deepseek_v3", "cohere"]
+"""Fused or normalised projections, no statement of transformers, recurrent states, sinks, compressed states, norms with
+weights for each head."""
 
 
 def reply(model: LanguageModel, cache: KVCache, prompt: list[int]) -> list[int]:
@@ -45,6 +46,13 @@ def test_same_tokens_as_undivided(card: SecondCard, tmp_path: Path, family: str)
     assert bench.spec.kv_heads("bf16") == 2
     assert bench.run(halved(bench.spec, 1), halved(bench.spec, 0), card) == bench.expected
     assert bench.run(halved(bench.spec, 0), halved(bench.spec, 1), card) == bench.expected
+
+
+def test_norms_of_heads_are_on_both_sides(card: SecondCard, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also where no library was compiled, so that they are transformers' modules."""
+    monkeypatch.setattr("core.layers.norms.native", lambda: None)
+    bench = Bench("qwen3", tmp_path)
+    assert bench.run(halved(bench.spec, 1), halved(bench.spec, 0), card) == bench.expected
 
 
 @pytest.mark.parametrize(("before", "after"), [(1, 3), (3, 1)])
