@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,6 +16,7 @@ from torch import Tensor
 
 from core.accelerators.base import Accelerator
 from core.accelerators.graph import Leave
+from core.errors import DeviceLost
 from core.layers import attention
 from core.layers.kv_cache import KVCache, cache_argument
 from core.layers.kv_stretch import stretch_of
@@ -72,6 +73,9 @@ class Captures:
 
     def drop(self) -> None:
         """Free all captured work, because memory that it uses is about to change; disabled until the next `use`."""
+        if self._room is not None:
+            with suppress(DeviceLost):
+                self._accelerator.synchronize()  # replays of a pass that failed may still be under way
         if self._whole is not None:
             self._whole.drop()
         for run in self._runs:

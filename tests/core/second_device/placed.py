@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 
@@ -15,7 +16,7 @@ from core.model.model_source import open_source
 from core.model.placement import DevicePlacement, HostPlacement
 from core.planning.capture import capturable
 from core.spec import BUCKET_TOKENS, Format, ModelSpec, Plan, Ring, Rows
-from tests.core.offload.test_hetero_linear import Bench, plan_of
+from tests.core.offload.test_hetero_linear import TOKENS, Bench, plan_of
 from tests.core.second_device import SecondCard
 
 ROOM = 1 << 30
@@ -86,6 +87,15 @@ class Placed:
     def close(self, card: SecondCard) -> None:
         self.placement.close()
         card.close()
+
+
+def launches(bench: Bench, card: SecondCard, plan: Plan) -> list[int]:
+    """Return how many launches each token of a reply takes, after the first."""
+    placed, so_far = Placed(bench, card, plan), list[int]()
+    for _ in placed.draw(bench.prompt, TOKENS):
+        so_far.append(card.told.get("launches"))
+    placed.close(card)
+    return [after - before for before, after in itertools.pairwise(so_far)]
 
 
 PLANS: dict[str, Callable[[ModelSpec, bool], Plan]] = {

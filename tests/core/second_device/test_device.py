@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from core.accelerators.card_checks import replays, try_card
-from core.accelerators.graph import Leave
+from core.accelerators.graph import Leave, Replay
 from core.accelerators.trial import tried
 from core.errors import DeviceLost, NotEnoughMemory
 from core.units import MIB
@@ -259,6 +259,46 @@ def test_memory_of_what_was_captured_is_its_own_until_it_is_dropped(second: Seco
     del other
     replay.drop()
     del replay
+    assert card.memory().used == used
+
+
+def captured_around_a_gap(card: SecondCard) -> Replay:
+    """Return two graphs of four operations each, whose tensors take 4 MiB."""
+    replay = card.captured(
+        lambda leave, x: ((leave(((x + 1) * 2 - 1) * 3) + 1) * 2 - 1) * 3, [torch.zeros(MIB)], back=torch.zeros(MIB)
+    )
+    assert replay is not None
+    return replay
+
+
+@graphs
+def test_graphs_around_a_gap_share_memory(second: SecondDevice, card: SecondCard) -> None:
+    used = card.memory().used
+    replay = captured_around_a_gap(card)
+    held = card.memory().used - used
+    assert held == 5 * 4 * MIB, "the input, the gap's result, those of the graphs, and one that both overwrite"
+    assert replay(torch.zeros(MIB), gaps=[lambda x: x + 1]).unique().tolist() == [27]
+    replay.drop()
+    del replay
+    assert card.memory().used == used
+
+
+@graphs
+def test_memory_is_freed_while_an_error_of_the_replay_is_handled(second: SecondDevice, card: SecondCard) -> None:
+    """Where memory is short at a gap, graphs must make room while the error still refers to them."""
+    used = card.memory().used
+    replay = captured_around_a_gap(card)
+
+    def fail(_: torch.Tensor) -> torch.Tensor:
+        raise NotEnoughMemory("", "", "")
+
+    with pytest.raises(NotEnoughMemory) as raised:
+        replay(torch.zeros(MIB), gaps=[fail])
+    card.synchronize()
+    replay.drop()
+    assert card.memory().used - used == 4 * 4 * MIB, "what goes in and comes out"
+    del raised, replay
+    gc.collect()
     assert card.memory().used == used
 
 

@@ -12,13 +12,14 @@ import torch
 from torch import Tensor
 
 from core.__main__ import main
+from core.errors import NotEnoughMemory
 from core.layers.kv_cache import KVCache
 from core.model.captured_run import FIRST_PASSES
 from core.model.captures import GraphUse
 from core.planning.capture import MOST_ROWS
 from tests.core.offload.test_hetero_linear import TOKENS, Bench
 from tests.core.second_device import SecondCard, SecondDevice, put_in
-from tests.core.second_device.placed import FEW_PLACES, GRAPHS, PLANS, Placed, around, whole
+from tests.core.second_device.placed import FEW_PLACES, GRAPHS, PLANS, Placed, around, launches, whole
 from tests.core.tiny_tokenizer import chat_model
 
 pytestmark = pytest.mark.skipif(not hasattr(torch.accelerator, "Graph"), reason="this torch has no graphs for all")
@@ -44,14 +45,8 @@ def test_same_tokens_where_all_mlps_are_divided(
 
 def test_work_between_mlps_is_one_launch(second: SecondDevice, card: SecondCard, llama: Bench) -> None:
     """From one MLP to the next: a residual, two norms, attention, and another residual."""
-    took = {}
-    for captured in (False, True):
-        placed, launches = Placed(llama, card, around(llama.spec, captured=captured)), list[int]()
-        for _ in placed.draw(llama.prompt, TOKENS):
-            launches.append(second.get("launches"))
-        took[captured] = launches[-1] - launches[-2]
-        placed.close(card)
-    assert took[True] < took[False] - 3 * 35  # of about 38 launches around each of the three MLPs
+    ordinary, replayed = (launches(llama, card, around(llama.spec, captured=one))[-1] for one in (False, True))
+    assert replayed < ordinary - 3 * 35  # of about 38 launches around each of the three MLPs
     assert second.get("replays") == 4 * (TOKENS - FIRST_PASSES - 1)
 
 
@@ -142,6 +137,30 @@ def test_larger_passes_are_not_captured(second: SecondDevice, card: SecondCard, 
     replays = second.get("replays")
     captured(placed, llama, MOST_ROWS + 1)
     assert second.get("replays") == replays > 0
+    placed.close(card)
+
+
+def test_a_card_that_is_full_at_a_gap_computes_on_under_another_plan(
+    second: SecondDevice, card: SecondCard, llama: Bench
+) -> None:
+    """Graphs before the gap are still under way when they are freed, while the error is handled."""
+    placed = Placed(llama, card, around(llama.spec))
+    drawn = placed.draw(llama.prompt, TOKENS)
+    found = [next(drawn) for _ in range(FIRST_PASSES + 4)]
+    replays, used = second.get("replays"), card.memory().used
+    second.set(lag=0.01)
+    first = placed.model.module.model.layers[1].mlp.gate_proj
+    hook = first.register_forward_pre_hook(lambda *_: second.set(full_after=0, full_times=1))
+    with pytest.raises(NotEnoughMemory) as raised:
+        next(drawn)
+    hook.remove()
+    assert second.get("replays") == replays + 2
+    list(placed.placement.apply(around(llama.spec, captured=False)))
+    assert card.memory().used < used
+    second.set(lag=0)
+    rest = placed.draw([*llama.prompt, *found], TOKENS - len(found))
+    assert [*found, *rest] == llama.expected
+    del raised
     placed.close(card)
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -14,7 +13,7 @@ from torch import Tensor
 from core.accelerators.simulated import SimulatedAccelerator
 from core.accelerators.simulation_spec import parse_simulation
 from core.engine import Engine
-from core.errors import ModelFailed
+from core.errors import HeteGenError, ModelFailed
 from core.events import Event, Finished, LoadOptions, Message, Piece, Request, Sampling
 from core.hardware.call_overhead import replay_saves
 from core.model.captured_run import FIRST_PASSES
@@ -23,7 +22,7 @@ from core.spec import Format, KvFormat, Ring, Rows
 from tests.core.families import FAMILIES
 from tests.core.offload.test_hetero_linear import TOKENS, Bench, plan_of
 from tests.core.second_device import SecondCard, SecondDevice, put_in
-from tests.core.second_device.placed import FEW_PLACES, GRAPHS, PLANS, Placed, divided, whole
+from tests.core.second_device.placed import FEW_PLACES, GRAPHS, PLANS, ROOM, Placed, divided, launches, whole
 from tests.core.tiny_tokenizer import chat_model
 
 pytestmark = pytest.mark.skipif(not hasattr(torch.accelerator, "Graph"), reason="this torch has no graphs for all")
@@ -74,27 +73,18 @@ def test_same_tokens_in_fewer_bits(second: SecondDevice, card: SecondCard, llama
 
 
 def test_a_token_is_one_launch(second: SecondDevice, card: SecondCard, llama: Bench) -> None:
-    placed, launches = Placed(llama, card, whole(llama.spec)), list[int]()
-    for _ in placed.draw(llama.prompt, TOKENS):
-        launches.append(second.get("launches"))
-    took = [after - before for before, after in itertools.pairwise(launches)]
+    took = launches(llama, card, whole(llama.spec))
     ordinary, replayed = took[FIRST_PASSES - 1], took[-1]
     assert replayed == 4  # the row, the position, the entire pass, and the logits' copy to the host
     assert ordinary > 30 * replayed
-    placed.close(card)
 
 
 def test_a_run_of_layers_is_one_launch(second: SecondDevice, card: SecondCard, tmp_path: Path) -> None:
     """Two runs, with a divided layer between them: each takes a graph, and copies of its inputs."""
     bench = Bench("llama", tmp_path, num_hidden_layers=6)
-    took = {}
-    for captured in (False, True):
-        placed, launches = Placed(bench, card, divided(bench.spec, 3, captured=captured)), list[int]()
-        for _ in placed.draw(bench.prompt, TOKENS):
-            launches.append(second.get("launches"))
-        took[captured] = launches[-1] - launches[-2]
-        placed.close(card)
-    assert took[True] < took[False] - 5 * 40  # of about 46 launches in each of the five layers
+    plans = (divided(bench.spec, 3, captured=captured) for captured in (False, True))
+    ordinary, replayed = (launches(bench, card, plan)[-1] for plan in plans)
+    assert replayed < ordinary - 5 * 40  # of about 46 launches in each of the five layers
     assert second.get("replays") == 2 * (TOKENS - FIRST_PASSES - 1)
 
 
@@ -230,15 +220,21 @@ def test_runs_of_layers_end_with_their_plan(second: SecondDevice, card: SecondCa
 def test_what_was_captured_is_freed_before_weights_move(
     second: SecondDevice, card: SecondCard, llama: Bench, some: bool
 ) -> None:
+    """Also while an error of a pass is handled, which refers to all that took part in it."""
     placed = Placed(llama, card, divided(llama.spec, 0) if some else whole(llama.spec))
     drawn = placed.draw(llama.prompt, TOKENS)
     found = [next(drawn) for _ in range(FIRST_PASSES + 4)]
+    second.set(pin_limit=0)
+    with pytest.raises(HeteGenError) as raised:
+        next(drawn)
+    second.set(pin_limit=ROOM)
     used, replays = card.memory().used, second.get("replays")
     placed.placement.captures.drop()
     assert card.memory().used < used
     assert not any("forward" in vars(layer) for layer in placed.model.module.model.layers)
-    assert found + list(drawn) == llama.expected
+    assert [*found, *placed.draw([*llama.prompt, *found], TOKENS - len(found))] == llama.expected
     assert second.get("replays") == replays > 0
+    del raised
     placed.close(card)
 
 
