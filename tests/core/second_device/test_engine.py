@@ -5,11 +5,13 @@ from __future__ import annotations
 import gc
 import threading
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 
+from core.accelerators.capabilities import ordinary
 from core.kernels.device_products import device_products
 from core.kernels.matmul import host_matmul
 from core.kernels.prepared_input import HostInput
@@ -47,6 +49,15 @@ def thirds(spec: ModelSpec, turn: int, *, kv_on_device: bool, paired: bool = Fal
 
 @pytest.mark.parametrize("family", [*FAMILIES, *RARER_FAMILIES])
 def test_same_tokens_in_every_family(card: SecondCard, tmp_path: Path, family: str) -> None:
+    bench = Bench(family, tmp_path)
+    first, second = thirds(bench.spec, 0, kv_on_device=True, paired=True), thirds(bench.spec, 1, kv_on_device=False)
+    assert bench.run(first, second, card) == bench.expected
+
+
+@pytest.mark.parametrize("family", ["llama", "gemma3_text"])
+def test_same_tokens_without_streams_for_copies(card: SecondCard, tmp_path: Path, family: str) -> None:
+    """As on Apple's cards: copies come from ordinary memory, follow launched work, and block."""
+    card.can = replace(card.can, streams=False, pinned=ordinary)
     bench = Bench(family, tmp_path)
     first, second = thirds(bench.spec, 0, kv_on_device=True, paired=True), thirds(bench.spec, 1, kv_on_device=False)
     assert bench.run(first, second, card) == bench.expected
