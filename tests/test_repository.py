@@ -36,6 +36,9 @@ TRACES = re.compile(
         ]
     )
 )
+ONE_MAKERS = re.compile(r"\btorch\.(cuda|xpu|mps)\b")
+"""torch's interfaces for the cards of one maker: only for what its common interface lacks, and for kernels."""
+USE_THEM = ("core/accelerators/capabilities.py", "core/kernels/cuda_dequant.py")
 TEXT = {".py", ".md", ".toml", ".yml", ".yaml", ".cfg", ".sh", ".c", ".h", ".spec", ".txt", ".json", ".svg", ""}
 
 
@@ -114,6 +117,11 @@ def test_functions_take_few_parameters(repository: Path) -> None:
 
 def test_functions_are_flat(repository: Path) -> None:
     assert not {name: depth for name, node in functions(repository) if (depth := nesting(node)) > NESTING}
+
+
+def test_cards_of_all_makers_take_the_same_path(repository: Path) -> None:
+    found = [file for file in sources(repository) if ONE_MAKERS.search(file.read_text(encoding="utf-8"))]
+    assert {file.relative_to(repository).as_posix() for file in found} == {*USE_THEM}
 
 
 def private_reaches(file: Path) -> Iterator[str]:
