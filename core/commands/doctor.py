@@ -73,7 +73,7 @@ def _lines(report: dict[str, Any]) -> Iterator[str]:
         yield f"Runtime   {runtime['version']}: {runtime['device'] or runtime['why']}"
     for storage, names in report["chosen_kernels"].items():
         yield f"Kernels   {storage}: " + ", ".join(f"{rows} rows {name}" for rows, name in names.items())
-    yield from (f"Untried   {said}" for said in report["untried"] if report["gpus"])
+    yield from (f"Untried   {said}" for said in report["untried"] if report["gpus"] or report["cards"])
     for found in report["findings"]:
         yield f"To fix    {found['what']} {found['how']}"
 
