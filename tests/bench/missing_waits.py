@@ -51,7 +51,10 @@ def _outcome(folder: Path, tests: str) -> str:
     child.join(LIMIT_S)
     if child.is_alive():
         child.kill()
-        return "hung"
+        child.join()
+        return f"no end within {LIMIT_S} s"
+    if child.exitcode == pytest.ExitCode.NO_TESTS_COLLECTED:
+        raise SystemExit(f"no test is named like this: {tests}")
     said = (folder / OUTPUT).read_text(encoding="utf-8", errors="replace").splitlines()
     failed = [line for line in said if line.startswith(("FAILED", "ERROR")) and "::" in line]
     if failed:

@@ -186,30 +186,46 @@ MOVES = (
     ),
 )
 DIVIDED_HEADS = (
-    Mutant("hidden states are waited for", HEADS, "brought.result()", "brought._host", "undivided"),
-    Mutant("the CPU's sum goes to the device", HEADS, "accelerator.to_device(rest)", "rest", "undivided"),
+    Mutant(
+        "hidden states are waited for", HEADS, "brought.result()", "brought._host", "test_heads and undivided and llama"
+    ),
+    Mutant(
+        "the CPU's sum goes to the device",
+        HEADS,
+        "accelerator.to_device(rest)",
+        "rest",
+        "test_heads and undivided and llama",
+    ),
     Mutant(
         "positions and masks come to RAM",
         HEADS,
         "self.activations.on_host(value) if isinstance(value, Tensor) else value",
         "value",
-        "undivided",
+        "test_heads and undivided and llama",
     ),
-    Mutant("norms of queries and keys come to RAM", HEADS, "one.detach().cpu()", "one.detach()", "undivided"),
-    Mutant("new tokens are counted", HEADS, "        layer.length += rows\n", "", "undivided"),
-    Mutant("biases are divided", HEADS, "linear.host_bias[resident.rows :]", "linear.host_bias", "undivided"),
+    Mutant(
+        "norms of queries and keys come to RAM", HEADS, "one.detach().cpu()", "one.detach()", "test_heads and norms_of"
+    ),
+    Mutant("new tokens are counted", HEADS, "        layer.length += rows\n", "", "test_heads and undivided and llama"),
+    Mutant(
+        "biases are divided",
+        HEADS,
+        "linear.host_bias[resident.rows :]",
+        "linear.host_bias",
+        "test_heads and undivided and qwen2",
+    ),
     Mutant(
         "a cache that is divided otherwise is not taken",
         HEADS,
         " and layer.keys.there.shape[1] == self._heads",
         "",
-        "otherwise",
+        "test_heads and otherwise",
     ),
     Mutant(
         "results of the CPU's heads go to the device",
         "layers/attention.py",
         "rest.to(query.device)",
         "rest",
-        "undivided",
+        "test_heads and undivided and llama",
     ),
 )
