@@ -20,7 +20,7 @@ CARD, RING, LINEAR = "accelerators/card.py", "offload/parameter_manager.py", "of
 PLACEMENT, COPIES, CACHE = "model/placement.py", "model/device_copies.py", "layers/kv_layers.py"
 HEADS = "layers/divided_attention.py"
 STREAMING = "storage_is_streamed or ring_keeps or slow_link"
-CONTROL = Mutant("nothing", CARD, "class Card:", "class Card:", "pinning or llama")
+CONTROL = Mutant("nothing", CARD, "class Card:", "class Card:", "test_device and pinning")
 WAITS = (
     Mutant(
         "streams wait for events",
