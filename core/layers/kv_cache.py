@@ -35,8 +35,8 @@ CACHE_NAMES = ("cache", "past_key_values", "cache_params")
 # Recurrent families that carry their state across passes of several tokens, as the tests confirm. The others (Mamba,
 # Jamba) would silently start anew, so that their entire prompt is read in one pass.
 CONTINUING = frozenset({
-    "bamba", "falcon_h1", "granitemoehybrid", "lfm2", "lfm2_moe", "mamba2", "nemotron_h", "qwen3_5_moe_text",
-    "qwen3_5_text", "qwen3_next",
+    "bamba", "falcon_h1", "granitemoehybrid", "kimi_linear", "lfm2", "lfm2_moe", "mamba2", "nemotron_h",
+    "qwen3_5_moe_text", "qwen3_5_text", "qwen3_next",
 })  # fmt: skip
 
 
