@@ -28,16 +28,25 @@ _SIGNS = {
     "mid": "|", "langle": "⟨", "rangle": "⟩", "lfloor": "⌊", "rfloor": "⌋", "lceil": "⌈", "rceil": "⌉", "hbar": "ℏ",
     "ell": "ℓ", "Re": "ℜ", "Im": "ℑ", "aleph": "ℵ", "oplus": "⊕", "otimes": "⊗", "ll": "≪", "gg": "≫", "quad": "  ",
     "qquad": "    ", "prime": "′", "therefore": "∴", "because": "∵", "setminus": "∖", "top": "⊤",
+    "wedge": "∧", "vee": "∨", "simeq": "≃", "cong": "≅", "gets": "←", "leftrightarrow": "↔", "uparrow": "↑",
+    "downarrow": "↓", "longrightarrow": "⟶", "rightleftharpoons": "⇌", "varnothing": "∅", "supseteq": "⊇",
+    "bullet": "•", "triangle": "△", "lvert": "|", "rvert": "|", "vert": "|", "lVert": "‖", "rVert": "‖", "Vert": "‖",
 }  # fmt: skip
 _BLACKBOARD = dict(zip("CHNPQRZ", "ℂℍℕℙℚℝℤ", strict=True))
 _UP = dict(zip("0123456789+-=()niTabcdefghjklmoprstuvwxyz", "⁰¹²³⁴⁵⁶⁷⁸⁹⁺⁻⁼⁽⁾ⁿⁱᵀᵃᵇᶜᵈᵉᶠᵍʰʲᵏˡᵐᵒᵖʳˢᵗᵘᵛʷˣʸᶻ", strict=True))
 _DOWN = dict(zip("0123456789+-=()aeijkmnoprstuvx", "₀₁₂₃₄₅₆₇₈₉₊₋₌₍₎ₐₑᵢⱼₖₘₙₒₚᵣₛₜᵤᵥₓ", strict=True))
 _GROUP = r"\{([^{}]*)\}"
-_FRACTION = re.compile(rf"\\[dt]?frac\s*{_GROUP}\s*{_GROUP}")
+_FRACTION = re.compile(rf"\\[cdt]?frac\s*{_GROUP}\s*{_GROUP}")
 _ROOT = re.compile(rf"\\sqrt\s*(?:\[([^\[\]]*)\])?\s*{_GROUP}")
-_STYLE = re.compile(rf"\\(?:text|textbf|textit|mathrm|mathbf|mathit|mathcal|operatorname|boxed|mathsf)\s*{_GROUP}")
+_STYLE = re.compile(
+    rf"\\(?:text|textbf|textit|mathrm|mathbf|mathit|mathcal|operatorname|boxed|mathsf|boldsymbol|bm)\s*{_GROUP}"
+)
+_ACCENTS = {"vec": "\u20d7", "hat": "\u0302", "bar": "\u0304", "tilde": "\u0303", "dot": "\u0307", "ddot": "\u0308"}
+"""Accents over one character, as combining characters."""
+_ACCENT = re.compile(rf"\\({'|'.join(_ACCENTS)})\s*\{{(\w)\}}")
 _BOARD = re.compile(r"\\mathbb\s*\{([A-Z])\}")
-_SCRIPT = re.compile(rf"([\^_])(?:{_GROUP}|(\\?[A-Za-z0-9+\-*′]))")
+_SCRIPT = re.compile(rf"(?<!\\)([\^_])(?:{_GROUP}|(\\?[A-Za-z0-9+\-*′]|[^\x00-\x7f\ue000-\ue002]))")
+_ESCAPE = re.compile(r"\\(?:(\\)(?:\[-?[\d.]+[a-z]{2}\])?|([,;:! ])|([{}%$&#_]))")
 _COMMAND = re.compile(r"\\([A-Za-z]+)")
 LONGEST, ROUNDS = 2000, 12
 _LOWER, _HIGHER, _END = "\ue000", "\ue001", "\ue002"
@@ -75,19 +84,26 @@ def runs(tex: str) -> list[Run]:
 
 def _marked(tex: str) -> str:
     text = re.sub(r"\\(?:left|right|displaystyle|limits|big|Big|bigg|Bigg)(?![A-Za-z])\s?", "", tex.strip())
-    text = re.sub(r"\\begin\{[a-z*]+\}|\\end\{[a-z*]+\}", "", text)
+    text = re.sub(r"\\begin\{array\}\s*\{[clr|]*\}|\\begin\{[a-zA-Z*]+\}|\\end\{[a-zA-Z*]+\}", "", text)
     text = _BOARD.sub(lambda found: _BLACKBOARD.get(found[1], found[1]), text)
     text = _COMMAND.sub(_sign, text)
     for _ in range(ROUNDS):
         before = text
         text = _STYLE.sub(r"\1", text)
+        text = _ACCENT.sub(lambda found: found[2] + _ACCENTS[found[1]], text)
         text = _SCRIPT.sub(_script, text)
         text = _ROOT.sub(_root, text)
         text = _FRACTION.sub(lambda found: f"{_wrapped(found[1])}/{_wrapped(found[2])}", text)
         if text == before:
             break
-    text = re.sub(r"\\[,;:! ]", " ", text).replace(r"\\", "\n").replace(r"\{", "{").replace(r"\}", "}")
-    return re.sub(r"[ \t]{2,}", " ", text.replace("&", " ")).strip()
+    # One pass from the left: in `\\ x`, the second backslash does not begin an escaped space.
+    text = _ESCAPE.sub(_escaped, re.sub(r"(?<!\\)&", " ", text))
+    return re.sub(r"[ \t]*\n[ \t]*", "\n", re.sub(r"[ \t]{2,}", " ", text)).strip()
+
+
+def _escaped(found: re.Match[str]) -> str:
+    """Return the character that an escape stands for: a new row, a space, or a character with a meaning in TeX."""
+    return "\n" if found[1] else " " if found[2] else found[3]
 
 
 def _sign(found: re.Match[str]) -> str:

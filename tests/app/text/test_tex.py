@@ -15,6 +15,10 @@ from app.text.tex import LONGEST, Run, runs
         (r"\left( \frac{1}{\sqrt{2}} \right)", "( 1/√2 )"),
         (r"e^{-\frac{x}{2}}", "e-x/2"),
         (r"\text{speed} = 3", "speed = 3"),
+        (r"\begin{pmatrix} 1 & 2 \\ 3 & 4 \end{pmatrix}", "1 2\n3 4"),
+        (r"\begin{array}{c|c} a & b \\[4pt] c & d \end{array}", "a b\nc d"),
+        (r"50\% of \$5 \& a\_b \#1", "50% of $5 & a_b #1"),
+        (r"\hat{\theta} = \vec{v}", "θ\u0302 = v\u20d7"),
         (r"\unknown{x}", r"\unknown{x}"),
     ],
 )
@@ -25,6 +29,7 @@ def test_formulas_read_as_text(tex: str, text: str) -> None:
 def test_indices_without_characters_of_their_own_are_set_lower_or_higher() -> None:
     lower, higher = Run("gpu", "lower"), Run("-x/2", "higher")
     assert runs(r"V_{gpu} + e^{-\frac{x}{2}}") == [Run("V"), lower, Run(" + e"), higher]
+    assert runs(r"\int_0^\infty x") == [Run("∫₀"), Run("∞", "higher"), Run(" x")]
     assert runs(r"\frac{V_{gpu}}{2}") == [Run("V"), lower, Run("/2")]
     assert runs("x\ue002y\ue000z") == [Run("xyz")], "a model cannot write the marks itself"
 
