@@ -126,6 +126,7 @@ class ProseWriter:
         form.setHeadingLevel(size)
         cursor.setBlockFormat(form)
         self._inline(cursor, inline, self._char(role, "text"))
+        _turn_around(cursor)
 
     def _paragraph(self, cursor: QTextCursor, inline: Token, place: _Place) -> None:
         self._begin(cursor, place)
@@ -145,6 +146,7 @@ class ProseWriter:
             cursor.setBlockFormat(form)
             cursor.insertText(f"{marker}\t", self._char("message", "muted"))
         self._inline(cursor, inline, self._plain)
+        _turn_around(cursor)
 
     def _rule(self, cursor: QTextCursor, place: _Place) -> None:
         self._begin(cursor, place)
@@ -287,6 +289,24 @@ class ProseWriter:
         cursor.setBlockFormat(form)
         cursor.setBlockCharFormat(base)
         self._inline(cursor, inline, base)
+
+
+def _turn_around(cursor: QTextCursor) -> None:
+    """Indent a block that turned out to run from right to left from the right. Qt's margins are those of the page."""
+    form = cursor.blockFormat()
+    if cursor.block().textDirection() == Qt.LayoutDirection.RightToLeft and form.leftMargin():
+        form.setRightMargin(form.leftMargin())
+        form.setLeftMargin(0)
+        # In such a block, Qt takes a tab's type for that of the other side, but counts its position alike.
+        form.setTabPositions(
+            [QTextOption.Tab(tab.position, QTextOption.TabType.RightTab) for tab in form.tabPositions()]
+        )
+        cursor.setBlockFormat(form)
+
+
+def indent_of(form: QTextBlockFormat) -> float:
+    """Return a block's indentation in pixels, from the side where its text begins."""
+    return form.leftMargin() + form.rightMargin()
 
 
 @cache

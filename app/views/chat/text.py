@@ -27,10 +27,12 @@ from app.i18n.translator import tr
 from app.settings.theme import CARD_RADIUS, LINE_HEIGHT, RELATED, FontRole, Theme
 from app.text.highlight import Highlighter
 from app.text.markdown_stream import LONGEST_LINE, Prose
-from app.views.chat.prose import QUOTE_LEVEL, STEP, ProseWriter
+from app.views.chat.prose import QUOTE_LEVEL, STEP, ProseWriter, indent_of
 from app.views.controls.controls import IconButton
 
 HEADER, SCROLL_BAR = 32, 16
+BAR = 3
+"""Width of the bar beside a quote, in pixels."""
 COPIED_MS = 1500
 LONGEST_DOCUMENT = 8000
 
@@ -154,8 +156,10 @@ class ProseView(TextView):
     def _paint_bars(self, painter: QPainter, block: QTextBlock, top: int, height: int) -> None:
         quotes = block.blockFormat().property(QUOTE_LEVEL) or 0
         for level in range(int(quotes)):
-            left = round(block.blockFormat().leftMargin()) - (level + 1) * STEP + RELATED
-            painter.fillRect(left, top + 3, 3, height, self._theme.colour("border"))
+            inside = round(indent_of(block.blockFormat())) - (level + 1) * STEP + RELATED
+            from_right = block.textDirection() == Qt.LayoutDirection.RightToLeft
+            left = self.viewport().width() - inside - BAR if from_right else inside
+            painter.fillRect(left, top + 3, BAR, height, self._theme.colour("border"))
 
 
 class PlainView(TextView):

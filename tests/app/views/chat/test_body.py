@@ -11,7 +11,7 @@ from pytestqt.qtbot import QtBot
 
 from app.settings.theme import Theme
 from app.views.chat.body import Body
-from app.views.chat.prose import ProseWriter
+from app.views.chat.prose import STEP, ProseWriter
 from app.views.chat.text import LONGEST_DOCUMENT, CodeView, ProseView, TextView
 from app.views.controls.controls import IconButton
 from tests.app.bad_markdown import HOSTILE
@@ -225,3 +225,22 @@ def test_a_token_costs_the_same_however_long_the_reply_is(
     assert max(segment.document().characterCount() for segment in body.segments if isinstance(segment, ProseView)) < (
         2 * LONGEST_DOCUMENT
     )
+
+
+def test_lists_and_quotes_that_run_from_the_right_are_whole(body: Body) -> None:
+    word = "\u05e9\u05dc\u05d5\u05dd"
+    show(body, f"1. {word}\n   - {word}\n\n- [x] {word}\n\n> {word}")
+    (view,) = body.edits()
+    block, ends, texts = view.document().begin(), [], []
+    while block.isValid():
+        line = block.layout().lineAt(0)
+        start = view.document().documentLayout().blockBoundingRect(block).left()
+        box = line.naturalTextRect().translated(start, 0)
+        assert box.left() >= 0, block.text()
+        assert box.right() <= WIDTH + 1, block.text()
+        ends.append(round(box.right()))
+        texts.append(line.cursorToX(block.text().find("\t") + 1)[0])
+        block = block.next()
+    assert ends[0] == ends[2], "numbers and boxes begin at the right edge"
+    assert ends[1] == ends[3] == WIDTH - STEP, "nested items and quotes are indented from the right"
+    assert texts[0] == texts[2] <= WIDTH - STEP, "the text of items is in one line, clear of its marks"
