@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from PySide6.QtCore import QRect, QRectF, Qt, Signal
+from PySide6.QtCore import QRect, QRectF, QSize, Qt, Signal
 from PySide6.QtGui import QFont, QFontMetrics, QPainter, QPaintEvent, QPen, QResizeEvent
 from PySide6.QtWidgets import QAbstractButton, QGridLayout, QLabel, QSizePolicy, QVBoxLayout, QWidget
 
@@ -119,6 +119,10 @@ class EmptyChat(QWidget):
         self.set_guide(True)
         self._on_theme()
 
+    def minimumSizeHint(self) -> QSize:
+        # Notices and the composer need their height more than this page does.
+        return QSize(super().minimumSizeHint().width(), 0)
+
     def set_guide(self, guide: bool) -> None:
         """Choose the prompts: about this program for the built-in guide, general ones for other models."""
         for card, (about, prompt) in zip(self._cards, GUIDE_PROMPTS if guide else PROMPTS, strict=True):
@@ -134,7 +138,6 @@ class EmptyChat(QWidget):
         """Show a recommended model, described by `words`."""
         self._advised = id
         self._advice.set_prompt(tr("Recommended for this computer"), words)
-        self._advice.show()
         self._fit_cards(self._cards[0].width())
 
     def _on_advice(self) -> None:
@@ -152,6 +155,19 @@ class EmptyChat(QWidget):
         for card in self._cards:
             card.setFixedHeight(height)
         self._advice.setFixedHeight(self._advice.height_for(2 * width + RELATED))
+        self._leave_out()
+
+    def _leave_out(self) -> None:
+        """Show what the height has room for, the most important parts first."""
+        advice = [self._advice] if self._advised else []
+        parts = [[self._title], advice, [self._machine], self._cards[:2], self._cards[2:], [self._mark]]
+        margins = self._column.contentsMargins()
+        inner = self.width() - margins.left() - margins.right()
+        room = self.height() - margins.top() - margins.bottom() - GROUP
+        for part in parts:
+            room -= max((_height(widget, inner) + RELATED for widget in part), default=0)
+            for widget in part:
+                widget.setVisible(room >= 0 or widget is self._title)
 
     def _on_clicked(self) -> None:
         card = self.sender()
@@ -163,3 +179,10 @@ class EmptyChat(QWidget):
         self._title.setFont(self._theme.font("title"))
         self._machine.setStyleSheet(f"color: {self._theme.colours.muted};")
         self.update()
+
+
+def _height(widget: QWidget, width: int) -> int:
+    """Return the height, in pixels, that a part needs at a width."""
+    return widget.minimumHeight() or (
+        widget.heightForWidth(width) if widget.hasHeightForWidth() else widget.sizeHint().height()
+    )
