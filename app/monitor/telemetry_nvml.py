@@ -51,6 +51,7 @@ class Nvml:
         self._own_pid = own_pid
         self._library: Any = None
         self._next_try = 0.0
+        self._missing = False
         self._counters: dict[int, tuple[float, int, int]] = {}
 
     def read(self, now: float) -> tuple[GpuSample, ...]:
@@ -85,10 +86,12 @@ class Nvml:
         try:
             pynvml.nvmlInit()
         except pynvml.NVMLError as error:
-            log.info("No NVIDIA card to watch: %s", error)
+            if not self._missing:
+                self._missing = True
+                log.info("No NVIDIA card to watch: %s", error)
             self._next_try = now + TRY_AGAIN_S
             return False
-        self._library = pynvml
+        self._library, self._missing = pynvml, False
         return True
 
     def _card(self, index: int, handle: Any, now: float) -> GpuSample:

@@ -174,6 +174,19 @@ def test_a_driver_that_goes_away_is_asked_again_later(monkeypatch: pytest.Monkey
     assert len(nvml.read(32.0)) == 1
 
 
+def test_a_missing_card_is_logged_once(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+    def no_driver() -> None:
+        raise Refused
+
+    double = driver()
+    double.nvmlInit = no_driver
+    monkeypatch.setitem(sys.modules, "pynvml", double)
+    nvml = Nvml(1)
+    with caplog.at_level("INFO"):
+        assert [nvml.read(float(at)) for at in (0, 60, 120)] == [(), (), ()]
+    assert len(caplog.records) == 1
+
+
 def test_the_sampler_keeps_its_pace_and_ends() -> None:
     samples: list[Sample] = []
     enough = threading.Event()
