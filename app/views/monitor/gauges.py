@@ -170,7 +170,9 @@ class SpeedLine(QWidget):
         metrics = painter.fontMetrics()
         above = high - metrics.descent() - 1
         below = low + metrics.ascent() + 1
-        painter.drawText(QPointF(0, above if above > metrics.ascent() else below), tr("predicted"))
+        inside = y - metrics.descent() - 1
+        fitting = [at for at in (above, below) if metrics.ascent() <= at <= self.height() - metrics.descent() - 1]
+        painter.drawText(QPointF(0, fitting[0] if fitting else inside), tr("predicted"))
 
     def _y(self, value: float, top: float) -> float:
         return (self.height() - 2) * (1 - value / top) + 1

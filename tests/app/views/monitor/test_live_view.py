@@ -3,8 +3,8 @@ from __future__ import annotations
 from dataclasses import replace
 
 import pytest
-from PySide6.QtCore import QPoint, Qt
-from PySide6.QtGui import QFontMetrics, QImage
+from PySide6.QtCore import QPoint, QPointF, Qt
+from PySide6.QtGui import QFontMetrics, QImage, QPainter
 from PySide6.QtWidgets import QComboBox, QLabel, QPushButton, QSlider, QWidget
 from pytestqt.qtbot import QtBot
 
@@ -161,6 +161,22 @@ def test_the_speed_line_keeps_a_minute_and_shows_pauses_as_gaps(theme: Theme, qt
     assert line.top() == pytest.approx(56)
     assert "10.0" in line.accessibleName()
     assert "predicted 20.0" in line.accessibleName()
+
+
+@pytest.mark.parametrize("predicted", [Prediction(10, 20, 30), Prediction(19, 20, 21), Prediction(1, 20, 40)])
+def test_the_word_beside_the_prediction_is_whole(
+    theme: Theme, qtbot: QtBot, monkeypatch: pytest.MonkeyPatch, predicted: Prediction
+) -> None:
+    line = SpeedLine(theme)
+    qtbot.addWidget(line)
+    line.resize(240, 64)
+    written: list[QPointF] = []
+    monkeypatch.setattr(QPainter, "drawText", lambda painter, at, words: written.append(at))
+    line.set_predicted(predicted)
+    line.grab()
+    metrics = QFontMetrics(theme.font("small"))
+    assert all(metrics.ascent() <= at.y() <= line.height() - metrics.descent() for at in written)
+    assert written
 
 
 def test_a_long_silence_is_a_gap_too(theme: Theme, qtbot: QtBot) -> None:
