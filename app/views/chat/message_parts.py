@@ -15,6 +15,8 @@ from app.views.controls.controls import IconButton
 from app.views.controls.inputs import sends
 
 PAD = 12
+FEWEST_LINES, MOST_LINES = 2, 14
+"""Lines of the in-place editor, from which it scrolls."""
 
 
 class ActionRow(QWidget):
@@ -110,6 +112,7 @@ class Editor(QWidget):
         self.edit.setStyleSheet("background: transparent;")
         self.edit.setAccessibleName(tr("Edit the message"))
         self.edit.setTabChangesFocus(True)
+        self.edit.document().setDocumentMargin(0)
         self.edit.installEventFilter(self)
         send, cancel = QPushButton(tr(button), self), QPushButton(tr("Cancel"), self)
         send.setProperty("primary", "true")
@@ -127,8 +130,13 @@ class Editor(QWidget):
 
     def measure(self, width: int) -> int:
         """Return a height that shows the text, within limits."""
-        lines = max(2, min(14, self.edit.document().blockCount() + len(self.edit.toPlainText()) // max(20, width // 8)))
-        return lines * self.edit.fontMetrics().lineSpacing() + TARGET + 3 * PAD + RELATED
+        self.edit.resize(width - 2 * PAD, self.edit.height())
+        document = self.edit.document()
+        lines = max(FEWEST_LINES, min(MOST_LINES, int(document.size().height())))  # its layout counts lines, not pixels
+        # Ask the editor for its line height: with fractional font sizes the font metrics give less.
+        first = document.firstBlock()
+        line = self.edit.blockBoundingRect(first).height() / max(1, first.lineCount())
+        return round(lines * line + 0.49) + TARGET + 3 * PAD + RELATED
 
     def eventFilter(self, watched: object, event: QEvent) -> bool:
         if isinstance(event, QKeyEvent) and event.type() == QEvent.Type.KeyPress:

@@ -173,6 +173,22 @@ def test_what_is_being_written_outlives_another_theme(transcript: Transcript, ch
     assert view.editor.isVisible()
 
 
+@pytest.mark.parametrize("text", ["Short.", "A sentence of words that wraps. " * 5, "line\n" * 9 + "end"])
+def test_the_editor_shows_all_of_a_short_text_without_scrolling(
+    transcript: Transcript, chat: ChatModel, text: str
+) -> None:
+    talk = Conversation()
+    talk.add(Turn("user", text))
+    chat.show(talk)
+    view = transcript.view_of(chat.turn(0).id)
+    assert view is not None
+    view.begin_edit()
+    settle()
+    assert view.editor is not None
+    assert view.editor.edit.verticalScrollBar().maximum() == 0
+    assert not view.editor.edit.verticalScrollBar().isVisible()
+
+
 NO_KEY, CTRL, SHIFT, KEYPAD = (
     getattr(Qt.KeyboardModifier, name) for name in ("NoModifier", "ControlModifier", "ShiftModifier", "KeypadModifier")
 )
