@@ -13,7 +13,7 @@ from app.i18n import formatting
 from app.i18n.translator import tr
 from app.notices.notices import Notice
 from app.settings.theme import CARD_RADIUS, COLUMN_WIDTH, EDGE, GROUP, ICON, RELATED, Theme
-from app.views.controls.controls import IconButton
+from app.views.controls.controls import ElidedLabel, IconButton
 
 TONES = {"info": ("info", "accent"), "warning": ("warning", "warn"), "error": ("warning", "danger")}
 PHASES = {
@@ -96,8 +96,7 @@ class LoadCard(BarCard):
         super().__init__(theme, parent)
         self._began = self._from = 0.0
         self._phase = ""
-        self._words = QLabel(self)
-        self._words.setSizePolicy(QSizePolicy.Policy.Ignored, QSizePolicy.Policy.Preferred)
+        self._words = ElidedLabel(self)
         self._left = QLabel(self)
         self._bar = QProgressBar(self)
         self._bar.setRange(0, 1000)
@@ -130,7 +129,7 @@ class LoadCard(BarCard):
             self.show()
         if loading.phase != self._phase:
             self._phase, self._began, self._from = loading.phase, time.monotonic(), loading.fraction
-        self._words.setText(f"{tr(PHASES.get(loading.phase, loading.phase))} · {name_of(state.source)}")
+        self._words.say(f"{tr(PHASES.get(loading.phase, loading.phase))} · {{}}", name_of(state.source))
         self._bar.setValue(round(loading.fraction * 1000))
         self._left.setText(f"{formatting.percent(loading.fraction * 100)}{self._remaining(loading.fraction)}")
         self._left.setStyleSheet(f"color: {self.theme.colours.muted};")
