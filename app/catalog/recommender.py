@@ -51,7 +51,7 @@ class Recommender(QObject):
             self._tasks.run(self._work)
 
     def pause(self, paused: bool) -> None:
-        """Suspend judging before the next model while a reply is written."""
+        """Suspend judging before the next model, while a model is loaded or a reply is written."""
         (self._may_work.clear if paused else self._may_work.set)()
 
     def close(self) -> None:

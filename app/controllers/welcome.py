@@ -29,8 +29,8 @@ class WelcomeController(QObject):
 
     @Slot(object)
     def on_state(self, state: State) -> None:
-        """Schedule the suggestion while the built-in model is idle; pause it during a reply."""
-        self._recommender.pause(state.busy)
+        """Schedule the suggestion while the built-in model is idle; pause it during a load or a reply."""
+        self._recommender.pause(state.busy or state.phase == "loading")
         guide = state.source in ("", str(builtin_model()))
         self._empty.set_guide(guide)
         if guide and state.phase == "ready":

@@ -1,9 +1,14 @@
 from dataclasses import replace
 
+import pytest
 from pytestqt.qtbot import QtBot
 
 from app.catalog.recommended import Recommended, recommended
 from app.catalog.recommender import Recommender, best
+from app.controllers.welcome import WelcomeController
+from app.engine.app_state import State
+from app.settings.theme import Theme
+from app.views.chat.empty_chat import EmptyChat
 from core.events import never
 from core.hub.fit import Fit, Kind
 from core.paths import assets
@@ -48,18 +53,22 @@ def test_it_is_asked_once_and_answers_from_its_thread(qtbot: QtBot) -> None:
     recommender.close()
 
 
-def test_it_waits_while_a_reply_is_written(qtbot: QtBot) -> None:
+@pytest.mark.parametrize("working", [State("replying", "m"), State("loading", "m")])
+def test_it_waits_while_a_reply_is_written_or_a_model_loaded(qtbot: QtBot, working: State) -> None:
     judged: list[object] = []
     check_fit = fit_found({1: ("fits", 20)})
     recommender = Recommender(lambda *facts: (judged.append(facts), check_fit(*facts))[1], (SMALL,))
-    recommender.pause(True)
+    empty = EmptyChat(Theme("light"))
+    qtbot.addWidget(empty)
+    welcome = WelcomeController(empty, recommender)
+    welcome.on_state(working)
     recommender.ask()
     qtbot.wait(50)
     assert not judged
     with qtbot.waitSignal(recommender.found):
-        recommender.pause(False)
+        welcome.on_state(State("ready", "m"))
     assert len(judged) == 1
-    recommender.close()
+    welcome.close()
 
 
 def test_every_recommended_model_can_be_judged_by_its_facts() -> None:
