@@ -44,7 +44,7 @@ from app.tools.toolbox import Toolbox
 from app.views.conversations.sidebar import Sidebar
 from app.views.frame.window import MainWindow
 from app.views.monitor.live_view import LiveView, Telemetry
-from core.events import LoadOptions, Sampling
+from core.events import Loaded, LoadOptions, Sampling
 from core.gpu_runtime.start import Standing
 from core.gpu_runtime.store import Runtime
 from core.keyring import system_keyring
@@ -71,6 +71,8 @@ class Application(QObject):
         self._places: Places = places()
         self.preferences = Preferences(self._places)
         self._remembered = window_state.read(self._window_file)
+        self._last_model = self._remembered.source
+        """The model for the next start: the last one that could be loaded."""
         self._closed = False
         self.restarts = False
         """Whether the program is to be started again after it has ended."""
@@ -115,6 +117,8 @@ class Application(QObject):
         self.session.changed.connect(self._on_state)
         self.session.changed.connect(self.observer.on_state)
         self.session.notice.connect(self.window.notices.add)
+        self.session.model.withdrawn.connect(self.window.notices.withdraw)
+        self.session.model.ready.connect(self._on_model)
         self.session.changed.connect(self.idle.on_state)
         self.session.changed.connect(self.welcome.on_state)
         self.session.finished.connect(self._on_finished)
@@ -189,6 +193,7 @@ class Application(QObject):
         sidebar.undeleted.connect(library.undelete)
         sidebar.delete_expired.connect(library.purge)
         sidebar.searched.connect(library.search)
+        sidebar.left.connect(self.window.composer.take_focus)
         sidebar.export_requested.connect(self.commands.export)
         sidebar.import_requested.connect(self.commands.import_file)
         self.chat.added.connect(self._mark_open)
@@ -225,11 +230,7 @@ class Application(QObject):
         self.sleep_watch.stop()
         self.idle.stop()
         self._limits_later.stop()
-        window = self.window
-        kept = WindowState(
-            window.state(), window.panes.unfolded("sidebar"), window.panes.unfolded("live"), self.session.state.source
-        )
-        window_state.write(self._window_file, kept)
+        self._remember()
         self.telemetry.stop()
         self.welcome.close()
         self.models.close()
@@ -243,6 +244,12 @@ class Application(QObject):
         self.toolbox.close()
         self.worker.close()
         self.library.close()
+
+    def _remember(self) -> None:
+        """Write the window's state and the last model for the next start."""
+        panes = self.window.panes
+        kept = WindowState(self.window.state(), panes.unfolded("sidebar"), panes.unfolded("live"), self._last_model)
+        window_state.write(self._window_file, kept)
 
     @property
     def _window_file(self) -> Path:
@@ -320,6 +327,12 @@ class Application(QObject):
     @Slot(object)
     def _on_reload(self, options: LoadOptions) -> None:
         self.session.load(self.session.state.source, options)
+
+    @Slot(object)
+    def _on_model(self, model: Loaded) -> None:
+        # Written now, not at the end: after a crash, too, the next start loads this model.
+        self._last_model = self.session.state.source
+        self._remember()
 
     @Slot(object)
     def _on_state(self, state: State) -> None:

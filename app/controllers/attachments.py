@@ -60,8 +60,8 @@ class Ready:
 class Attachments(QObject):
     """Reads and counts attached files in the background and shows them as chips.
 
-    Signals: `notice(Notice)` if a file cannot be read or files do not fit; `withdrawn(Notice)` when that notice no
-    longer applies; `load_wished(LoadOptions)` to load the model with a larger context.
+    Signals: `notice(Notice)` if a file cannot be read or seen or files do not fit; `withdrawn(Notice)` when that notice
+    no longer applies; `load_wished(LoadOptions)` to load the model with a larger context.
     """
 
     notice = Signal(object)
@@ -82,6 +82,10 @@ class Attachments(QObject):
         """The larger context that was offered."""
         self._told: notices.Notice | None = None
         """The current notice that files are too long."""
+        self._blind: notices.Notice | None = None
+        """The current notice that the model cannot see pictures."""
+        self._refused: list[notices.Notice] = []
+        """The notices of files that could not be read, since the last question."""
         self.pending: list[Pending] = []
         """The files of the next question."""
         self._model = self._conversation = ""
@@ -109,6 +113,8 @@ class Attachments(QObject):
         self._reader.stop(self.pending.pop(place).ticket)
         if not self.in_parts():
             self._take_back()
+        if not any(each.document is not None and each.document.picture for each in self.pending):
+            self._see_again()
         self._show()
         self._window.composer.take_focus()
 
@@ -151,8 +157,15 @@ class Attachments(QObject):
         model = self._session.state.model
         blind = model is not None and not model.sees and any(each.picture for each in documents)
         if model is not None and blind:
-            self.notice.emit(notices.cannot_see(model.name))
+            self._blind = notices.cannot_see(model.name)
+            self.notice.emit(self._blind)
         return blind
+
+    def _see_again(self) -> None:
+        """Withdraw the notice that the model cannot see pictures."""
+        if self._blind is not None:
+            self.withdrawn.emit(self._blind)
+            self._blind = None
 
     @Slot()
     def enlarge(self) -> None:
@@ -166,6 +179,10 @@ class Attachments(QObject):
             self._reader.stop(each.ticket)
         self.pending.clear()
         self._take_back()
+        self._see_again()
+        for notice in self._refused:
+            self.withdrawn.emit(notice)
+        self._refused.clear()
         self._show()
 
     def close(self) -> None:
@@ -223,6 +240,7 @@ class Attachments(QObject):
         before = self._model, self._conversation
         self._model, self._conversation = model, self._session.conversation
         if model and model != before[0]:
+            self._see_again()
             for each in self.pending:
                 if each.document is not None:
                     self._counted(each, each.document)
@@ -266,7 +284,8 @@ class Attachments(QObject):
             return
         del self.pending[place]
         self._show()
-        self.notice.emit(notices.for_error(error))
+        self._refused.append(notices.for_error(error))
+        self.notice.emit(self._refused[-1])
 
     def _ask_password(self, ticket: int, name: str, why: str) -> None:
         dialog = PasswordDialog(name, why, self._window)

@@ -24,12 +24,13 @@ log = logging.getLogger(__name__)
 class ModelSession(QObject):
     """Loads the model and tracks its state.
 
-    Signals: `changed(State)`; `notice(Notice)`; `ready(Loaded)` after a load; `ended` when a load fails or is
-    cancelled.
+    Signals: `changed(State)`; `notice(Notice)`; `withdrawn(Notice)` when a notice no longer applies; `ready(Loaded)`
+    after a load; `ended` when a load fails or is cancelled.
     """
 
     changed = Signal(object)
     notice = Signal(object)
+    withdrawn = Signal(object)
     ready = Signal(object)
     ended = Signal()
 
@@ -38,6 +39,8 @@ class ModelSession(QObject):
         self.state = State()
         self._worker = worker
         self._load_ticket = self._plan_ticket = 0
+        self._told = notices.no_model()
+        """What was said last about there being no model."""
         worker.told.connect(self._on_event)
         worker.failed.connect(self._on_failed)
 
@@ -48,6 +51,7 @@ class ModelSession(QObject):
     def load(self, source: str, options: LoadOptions) -> None:
         """Load another model."""
         self._load_ticket = self._worker.load(source, options)
+        self._withdraw()
         begun = State("loading", source, loading=Loading("start", 0), options=options)
         self._set(replace(begun, asked=self.state.asked, begun=self.state.begun))
 
@@ -128,7 +132,13 @@ class ModelSession(QObject):
     def _end_load(self, notice: notices.Notice) -> None:
         self.ended.emit()
         self.change(phase="empty", loading=None, model=None, asked=False)
+        self._told = notice
         self.notice.emit(notice)
+
+    def _withdraw(self) -> None:
+        """Take back what was said about the last load, and that there is no model."""
+        for notice in (self._told, notices.no_model()):
+            self.withdrawn.emit(notice)
 
     @Slot(int, object)
     def _on_failed(self, ticket: int, error: HeteGenError) -> None:

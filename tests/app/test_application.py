@@ -17,19 +17,21 @@ from pytestqt.qtbot import QtBot
 
 from app.application import Application, StartOptions
 from app.conversations.store import Entry
+from app.system import window_state
 from app.system.paths import places
 from app.system.sleep import SleepWatch
 from app.views.controls.controls import IconButton
 from app.views.conversations.conversation_dialog import ConversationDialog
 from app.views.frame.shortcuts_page import ShortcutsPage
 from app.views.settings.settings_dialog import SettingsDialog
-from core.events import LoadOptions, Piece, Replanned
+from core.errors import ModelUnreadable
+from core.events import Failed, LoadOptions, Piece, Replanned
 from core.planning.planner import place
 from core.spec import Budget
 from tests.app.conftest import Start
 from tests.app.find import find
 from tests.app.screenshots import SAMPLE, planned
-from tests.app.scripted_engine import ScriptedEngine, answer, ask
+from tests.app.scripted_engine import MODEL, ScriptedEngine, answer, ask
 
 
 def entries(app: Application) -> list[str]:
@@ -304,6 +306,36 @@ def test_the_last_model_and_folded_panes_are_remembered(start: Start) -> None:
     second.window.resize(1200, 800)
     assert second.window.panes.shown("sidebar")
     assert not second.window.panes.shown("live")
+
+
+def test_a_model_is_remembered_once_it_is_loaded_and_not_only_at_the_end(start: Start) -> None:
+    start(ScriptedEngine(), StartOptions("/models/mine"))
+    # Not closed, as after a crash.
+    assert window_state.read(places().config / "window.json").source == "/models/mine"
+
+
+def test_a_model_that_could_not_be_loaded_is_not_tried_at_the_next_start(qtbot: QtBot, start: Start) -> None:
+    first = start(ScriptedEngine(), StartOptions("/models/mine"))
+    engine = ScriptedEngine(load=[Failed(ModelUnreadable("broken holds no model."))])
+    second = start(engine, StartOptions("/models/broken"), phase="empty")
+    second.window.close()
+    third = start(again := ScriptedEngine(), StartOptions())
+    assert again.sources == ["/models/mine"]
+    assert first is not third
+
+
+def test_a_failed_load_is_no_longer_shown_when_another_model_is_loaded(qtbot: QtBot, start: Start) -> None:
+    engine = ScriptedEngine(load=[Failed(ModelUnreadable("broken holds no model."))])
+    app = start(engine, phase="empty")
+    app.commands.submit("Hello?")
+    assert [notice.title for notice in app.window.notices.notices] == [
+        "The model could not be read",
+        "No model is loaded",
+    ]
+    engine.load_events = [MODEL]
+    app.load("/models/mine")
+    assert app.window.notices.notices == []
+    qtbot.waitUntil(lambda: app.session.state.phase == "ready")
 
 
 def test_in_a_narrow_window_panes_lie_over_the_chat(qtbot: QtBot, start: Start) -> None:

@@ -32,7 +32,7 @@ class Sidebar(Pane):
 
     Signals: `new_requested`; `opened(id, turn)` (turn is "" unless a search hit was opened); `renamed(id, title)`;
     `pinned(id, bool)`; `deleted(id)`, then either `undeleted(id)` or `delete_expired(id)`; `export_requested(id,
-    "markdown" or "json")`; `import_requested`; `searched(text)`, "" when the search ends.
+    "markdown" or "json")`; `import_requested`; `searched(text)`, "" when the search ends; `left` on Escape.
     """
 
     new_requested = Signal()
@@ -45,6 +45,7 @@ class Sidebar(Pane):
     export_requested = Signal(str, str)
     import_requested = Signal()
     searched = Signal(str)
+    left = Signal()
 
     def __init__(self, theme: Theme, parent: QWidget | None = None) -> None:
         super().__init__(theme, "side", ("right",), parent)
@@ -113,6 +114,8 @@ class Sidebar(Pane):
             self._select_first()
             self._on_activated(self.list.currentIndex())
         else:
+            if event.key() == Qt.Key.Key_Escape:
+                self.left.emit()
             super().keyPressEvent(event)
 
     def _lay_out(self) -> None:

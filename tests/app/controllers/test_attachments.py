@@ -174,6 +174,9 @@ def test_a_file_that_cannot_be_read_says_so_and_goes(app: Application, tmp_path:
         app.window.files.emit([tmp_path / "p.png"])
     assert told.args[0].sentence.startswith("p.png cannot be read. The file is no picture")
     assert chips(app) == []
+    assert told.args[0] in app.window.notices.notices
+    ask(qtbot, app, "What is it?")
+    assert app.window.notices.notices == [], "the question was asked without the file"
 
 
 def test_a_chip_opens_the_text_as_the_model_reads_it_and_its_cross_removes_it(
@@ -319,6 +322,19 @@ def test_a_model_that_only_reads_is_asked_nothing(
     assert app.chat.rowCount() == 0
     assert len(engine.requests) == asked
     assert app.window.composer.edit.toPlainText() == "What is it?"
+    app.window.chips.removed.emit(0)
+    assert app.window.notices.notices == [], "the picture was taken away"
+
+
+def test_a_model_that_sees_ends_the_notice_about_a_blind_one(
+    app: Application, engine: ScriptedEngine, photo: Path, qtbot: QtBot
+) -> None:
+    app.window.files.emit([photo])
+    qtbot.waitUntil(lambda: len(app.window.notices.notices) == 1)
+    engine.load_events = [replace(MODEL, context=2000, sees=True)]
+    app.load("seeing/model")
+    qtbot.waitUntil(lambda: counted(app))
+    assert app.window.notices.notices == []
 
 
 def test_a_picture_is_pasted(seeing: Application, engine: ScriptedEngine, qtbot: QtBot) -> None:

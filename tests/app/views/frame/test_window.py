@@ -6,16 +6,16 @@ import pytest
 from PySide6.QtCore import Qt
 from PySide6.QtGui import QGuiApplication
 from PySide6.QtTest import QTest
-from PySide6.QtWidgets import QAbstractButton, QLabel, QPushButton
+from PySide6.QtWidgets import QAbstractButton, QApplication, QLabel, QPushButton
 from pytestqt.qtbot import QtBot
 
-from app.application import Application
+from app.application import Application, StartOptions
 from app.controllers.actions import suggested
 from app.views.chat.body import Body
 from app.views.chat.message import ReplyMessage
 from app.views.chat.message_parts import Editor
 from app.views.chat.text import PlainView
-from app.views.controls.controls import IconButton
+from app.views.controls.controls import ElidedLabel, IconButton
 from app.views.frame.status_line import Reading
 from core.errors import ModelUnreadable, PromptTooLong
 from core.events import Event, Failed, Finished, Loading, Piece, Prefill, Stats, Truncated
@@ -118,6 +118,28 @@ def test_a_question_during_the_load_is_answered_after_it(qtbot: QtBot, start: St
     engine.gate.set()
     qtbot.waitUntil(lambda: not app.session.state.busy)
     assert app.chat.turn(1).content == "Here."
+
+
+def test_the_name_of_a_model_that_is_loaded_is_cut_with_an_ellipsis(qtbot: QtBot, start: Start) -> None:
+    engine = ScriptedEngine()
+    engine.gate.clear()
+    app = start(engine, StartOptions("/models/" + "a-long-name-" * 20 + "Q4_K_M.gguf"), phase="loading")
+    card = app.window.notices.load
+    label = card.findChildren(ElidedLabel)[0]
+    qtbot.waitUntil(lambda: label.text().endswith("…"))
+    assert label.fontMetrics().horizontalAdvance(label.text()) <= label.width()
+    assert label.toolTip().endswith("Q4_K_M.gguf")
+    engine.gate.set()
+    qtbot.waitUntil(lambda: app.session.state.phase == "ready")
+
+
+def test_escape_in_an_empty_search_goes_back_to_the_question(qtbot: QtBot, start: Start) -> None:
+    app = start(ScriptedEngine())
+    app.window.resize(800, 600)
+    app.commands.act("search")
+    QTest.keyClick(QApplication.focusWidget(), Qt.Key.Key_Escape)
+    qtbot.waitUntil(app.window.composer.edit.hasFocus)
+    assert not app.sidebar.isVisible()
 
 
 def test_a_load_can_be_cancelled_and_another_tried(qtbot: QtBot, start: Start) -> None:
