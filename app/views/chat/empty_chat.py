@@ -159,8 +159,16 @@ class EmptyChat(QWidget):
 
     def _leave_out(self) -> None:
         """Show what the height has room for, the most important parts first."""
-        advice = [self._advice] if self._advised else []
-        parts = [[self._title], advice, [self._machine], self._cards[:2], self._cards[2:], [self._mark]]
+        advice = (self._advice,) if self._advised else ()
+        first, second = tuple(self._cards[:2]), tuple(self._cards[2:])
+        parts: tuple[tuple[QWidget, ...], ...] = (
+            (self._title,),
+            advice,
+            (self._machine,),
+            first,
+            second,
+            (self._mark,),
+        )
         margins = self._column.contentsMargins()
         inner = self.width() - margins.left() - margins.right()
         room = self.height() - margins.top() - margins.bottom() - GROUP
