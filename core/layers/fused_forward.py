@@ -1,9 +1,8 @@
 """The forward of decoder layers that our library computes, one at a time or several in one call, for few rows.
 
-transformers still calls one layer after the other. In a run of consecutive layers, the last one computes all of them,
-and those before it return their input unchanged. Whether layers are consecutive is observed: an earlier pass over as
-many rows must have passed each output directly to the next layer. Layers of one kind (with or without a sliding window)
-must get the same mask and positions; otherwise the deferred layers are computed one by one.
+In a run of consecutive layers the last one computes all of them (`core.layers.deferral`), if an earlier pass over as
+many rows went directly from layer to layer. Layers of one kind (with or without a sliding window) must get the same
+mask and positions; otherwise the deferred layers are computed one by one.
 """
 
 from __future__ import annotations
@@ -19,13 +18,13 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from core.errors import ModelFailed
 from core.kernels.native_layer import NativeLayer
 from core.kernels.native_library import MOST_FEW
 from core.kernels.native_run import NativeRun, RunLayer, Sight
 from core.kernels.packed_states import as_stored
 from core.layers.after_attention import AfterAttention
 from core.layers.attention import MOST_SHARED_ROWS, call_for
+from core.layers.deferral import Deferral
 from core.layers.kv_cache import CACHE_NAMES, KVCache
 from core.layers.kv_layers import PreallocatedLayer
 from core.layers.run_cache import are_alike, holds, room
@@ -171,34 +170,32 @@ class LayerRun:
         self._kinds = {layer: kinds.setdefault(layer.kind, len(kinds)) for layer in layers}
         self.kinds = [[at for at, one in enumerate(layers) if self._kinds[one] == kind] for kind in kinds.values()]
         self._places = {layer: place for place, layer in enumerate(layers)}
+        self._firsts = {layer: self.kinds[kind][0] for layer, kind in self._kinds.items()}
         most_rows = min(layer.most_rows for layer in layers)
         self._one, self._few = self._made(1), self._made(most_rows)
         self.most_rows = most_rows if self._few is not None else 1
-        self._watch = Watch(len(layers))
-        self._waiting: Tensor | None = None  # the first layer's input, while nothing of it is computed
-        self._given: dict[int, Given] = {}  # by kind
-        self._count = 0
+        self._deferral = Deferral[Given](len(layers))
 
     def __len__(self) -> int:
         return len(self._layers)
 
     def at_once(self, x: Tensor, given: Sequence[Given], cache: Any) -> Tensor | None:
         """Compute x (1, M, K) through all layers, `given` by kind; None if they cannot be one call."""
-        self._forget()
-        self._given = dict(enumerate(given))
-        y = self._in_one_call(x, cache)
-        self._forget()
-        return y
+        self._deferral.begin(None)
+        return self._in_one_call(x, given, cache)
 
     def puts_off(self, layer: FusedForward, x: Tensor, kwargs: Mapping[str, Any]) -> bool:
         """Return whether the last layer will compute this one for x (1, M, K); its kind was met before in this pass."""
-        given = self._given.get(self._kinds[layer]) if x is self._waiting else None
-        if given is None or layer is self._layers[-1]:
+        first, calls = self._firsts[layer], self._deferral.calls
+        if layer is self._layers[-1] or first >= len(calls) or not self._deferral.awaits(x):
             return False
+        given = calls[first]
         cos, sin = kwargs["position_embeddings"]
         alike = kwargs.get("attention_mask") is given.mask and cos is given.cos and sin is given.sin
-        self._count += alike
-        return alike
+        if not (alike and self._deferral.takes(self._places[layer], x)):
+            return False
+        calls.append(given)
+        return True
 
     def forward(self, layer: FusedForward, x: Tensor, given: Given, cache: Any) -> Tensor:
         """Compute x (1, M, K): through this layer; deferred, returning x; or through all layers if it is the last."""
@@ -206,66 +203,59 @@ class LayerRun:
         if place == 0:
             self._begin(x)
         if not self._joins(layer, x, given):
-            x = self.catch_up(layer, x, cache)
+            x = self._late(x, cache)
             y = layer.alone(x, given, cache)
-            self._watch.passed(place, x, y)
+            self._deferral.passed(place, x, y)
             return y
         return x if place + 1 < len(self._layers) else self._through_all(x, cache)
 
     def catch_up(self, layer: FusedForward, x: Tensor, cache: Any) -> Tensor:
         """Compute x (1, M, K) through the deferred layers before this one, one by one. Raises ModelFailed."""
-        if layer is not self._layers[0]:  # otherwise only an interrupted pass may have deferred layers
-            self._check_untouched(x)
-        late = self._layers[: self._count] if x is self._waiting else ()
-        given = self._forget()
-        for layer in late:
-            x = layer.alone(x, given[self._kinds[layer]], cache)
-        return x
+        place = self._places[layer]
+        if place == 0:  # only an interrupted pass may have deferred layers
+            self._deferral.begin(None)
+        self._deferral.takes(place, x)
+        return self._late(x, cache)
 
     def _begin(self, x: Tensor) -> None:
-        self._forget()
         native = self._native(x.shape[1])
-        self._waiting = x if native is not None and not self.paused and x.shape[1] in self._watch.direct else None
-
-    def _forget(self) -> dict[int, Given]:
-        given, self._given, self._waiting, self._count = self._given, {}, None, 0
-        return given
+        defers = native is not None and not self.paused and x.shape[1] in self._deferral.direct
+        self._deferral.begin(x if defers else None)
 
     def _joins(self, layer: FusedForward, x: Tensor, given: Given) -> bool:
         """Return whether the layer is deferred, or is the last after all others were. Raises ModelFailed."""
-        self._check_untouched(x)
-        if self._waiting is None:
+        if not self._deferral.takes(self._places[layer], x):
             return False
-        known = self._given.setdefault(self._kinds[layer], given)
-        alike = all(map(is_, known, given))
-        self._count += alike
+        first, calls = self._firsts[layer], self._deferral.calls
+        alike = first == len(calls) or all(map(is_, calls[first], given))
+        if alike:
+            calls.append(given)
         return alike
 
-    def _check_untouched(self, x: Tensor) -> None:
-        """Check that nothing changed the rows between deferred layers; then observe anew. Raises ModelFailed."""
-        if self._waiting is None or self._waiting is x:
-            return
-        self._forget()
-        self._watch = Watch(len(self._layers))
-        raise ModelFailed("The model computes something else than before.", "", "Send the message again.")
+    def _late(self, x: Tensor, cache: Any) -> Tensor:
+        """Compute x (1, M, K) through the deferred layers, one by one."""
+        for layer, given in zip(self._layers, self._deferral.taken(), strict=False):
+            x = layer.alone(x, given, cache)
+        return x
 
     def _native(self, rows: int) -> NativeRun | None:
         """Return the native call of all layers for so many rows."""
         return self._one if rows == 1 else self._few if rows <= self.most_rows else None
 
     def _through_all(self, x: Tensor, cache: Any) -> Tensor:
-        y = self._in_one_call(x, cache)
+        given = [self._deferral.calls[places[0]] for places in self.kinds]
+        y = self._in_one_call(x, given, cache)
         if y is None:
-            return self.catch_up(self._layers[-1], x, cache)
-        self._forget()
+            return self._late(x, cache)
+        self._deferral.begin(None)
         return y
 
-    def _in_one_call(self, x: Tensor, cache: Any) -> Tensor | None:
+    def _in_one_call(self, x: Tensor, given: Sequence[Given], cache: Any) -> Tensor | None:
         rows, kept = x.shape[1], self._kept(cache)
         native = self._native(rows)
         if native is None or not kept or not (holds(native, kept) or self._suit(kept, x)):
             return None
-        sights = self._sights(kept, rows)
+        sights = self._sights(kept, given, rows)
         if sights is None:
             return None
         if not holds(native, kept):  # looked at again, because a sliding layer may have made room
@@ -286,18 +276,19 @@ class LayerRun:
     def _by_kind(self, kept: Sequence[Any]) -> list[list[Any]]:
         return [[kept[place] for place in places] for places in self.kinds]
 
-    def _sights(self, kept: Sequence[Any], rows: int) -> dict[int, Sight] | None:
+    def _sights(self, kept: Sequence[Any], given: Sequence[Given], rows: int) -> dict[int, Sight] | None:
         """Return what each kind of layer sees; None if the layers of a kind hold different tokens."""
-        sights = [self._sight(kind, ones, rows) for kind, ones in enumerate(self._by_kind(kept))]
-        found = {kind: sight for kind, sight in enumerate(sights) if sight is not None}
+        kinds = enumerate(zip(self._by_kind(kept), given, strict=True))
+        sights = {kind: self._sight(kind, ones, one, rows) for kind, (ones, one) in kinds}
+        found = {kind: sight for kind, sight in sights.items() if sight is not None}
         return found if len(found) == len(sights) else None
 
-    def _sight(self, kind: int, kept: Sequence[PreallocatedLayer], rows: int) -> Sight | None:
+    def _sight(self, kind: int, kept: Sequence[PreallocatedLayer], given: Given, rows: int) -> Sight | None:
         places = {room(one, rows) for one in kept}
         first, start, *recent = places.pop()
         if places or kept[0].keys.shape[2] < start + rows:
             return None
-        given, half = self._given[kind], self._layers[self.kinds[kind][0]].half_angles
+        half = self._layers[self.kinds[kind][0]].half_angles
         mask = None if given.mask is None else given.mask[..., : start - first + rows]
         if mask is not None and mask.stride(3) != 1:
             mask = mask.contiguous()
@@ -306,23 +297,6 @@ class LayerRun:
     def _made(self, rows: int) -> NativeRun | None:
         parts = [part for one in self._layers if (part := one.in_run(rows, self._kinds[one])) is not None]
         return NativeRun(parts) if len(parts) == len(self._layers) else None
-
-
-class Watch:
-    """Observes which numbers of rows went through all layers of a run directly (`direct`)."""
-
-    def __init__(self, layers: int) -> None:
-        self.direct: set[int] = set()
-        self._layers = layers
-        self._seen = 0
-        self._last: Tensor | None = None
-
-    def passed(self, place: int, x: Tensor, y: Tensor) -> None:
-        """Record that layer `place` computed y (1, M, K) from x."""
-        self._seen = 1 if place == 0 else place + 1 if x is self._last and self._seen == place else 0
-        self._last = y
-        if self._seen == self._layers:
-            self.direct.add(x.shape[1])
 
 
 def link(layers: Mapping[int, FusedForward]) -> list[LayerRun]:

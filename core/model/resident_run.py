@@ -3,10 +3,9 @@
 Modules inside of these layers may be divided or choose experts (usually MLPs). They are gaps: the run is captured as
 graphs from one to the next, and they are called in between as in any pass.
 
-transformers still calls one layer after the other. The last layer of a run computes all of them; those before it return
-their input unchanged. An ordinary pass must have shown that each layer's output goes directly to the next one. What the
-layers are given is collected meanwhile: tensors become inputs of the captured piece, everything else must stay equal.
-The mask is the exception: its size grows with every token, so that captured layers get the one of their stretch.
+The last layer of a run computes all of them (`core.layers.deferral`). What the layers are given is collected meanwhile:
+tensors become inputs of the captured piece, everything else must stay equal. The mask is the exception: its size grows
+with every token, so that captured layers get the one of their stretch.
 """
 
 from __future__ import annotations
@@ -22,7 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from core.accelerators.graph import Leave
-from core.errors import ModelFailed
+from core.layers.deferral import Deferral
 from core.layers.kv_cache import KVCache
 from core.layers.kv_stretch import stretch_of
 from core.model.captured_run import CapturedRun, Gap, GraphRoom, Piece
@@ -43,9 +42,7 @@ class ResidentRun:
         self._run = CapturedRun(f"layers {min(layers)} to {max(layers)}", room)
         self._device = device
         self._cache: KVCache | None = None
-        self._calls: list[Call] = []
-        self._waiting: Tensor | None = None  # the first layer's input, while nothing of it is computed
-        self._watch = Watch(len(layers))
+        self._deferral = Deferral[Call](len(layers))
         self._gaps = Gaps([child for layer in self._layers for child in layer.children() if child in gaps])
         for place, layer in enumerate(self._layers):
             layer.forward = RunForward(self, place, layer.forward)
@@ -63,37 +60,27 @@ class ResidentRun:
 
     def end_pass(self) -> None:
         """Release the pass's tensors."""
-        self._cache = self._waiting = None
-        self._calls.clear()
+        self._cache = None
+        self._deferral.forget()
         self._gaps.forget()
-        self._watch.forget()
 
     def forward(self, place: int, layer: RunForward, x: Tensor, given: Mapping[str, Any]) -> Any:
         """Compute layer `place` for x (1, n, H), or defer it and return x as the layer's output. Raises ModelFailed."""
         if self._cache is None:
             return layer.own(x, **given)
         if place == 0:
-            self._calls.clear()
-            self._waiting = x if self._watch.is_direct else None
-        if self._waiting is None:
+            self._deferral.begin(x if self._deferral.direct else None)
+        if not self._deferral.takes(place, x):
             y = layer.own(x, **given)
-            self._watch.passed(place, layer, x, y)
+            self._deferral.passed(place, x, layer.noted(x, y))
             return y
-        self._check_untouched(place, x)
-        self._calls.append(Call(layer.own, given))
+        self._deferral.calls.append(Call(layer.own, given))
         last = place + 1 == len(self._layers)
         return layer.formed(self._through_all(x, self._cache) if last else x)
 
-    def _check_untouched(self, place: int, x: Tensor) -> None:
-        """Check that nothing changed the rows between deferred layers; otherwise observe anew. Raises ModelFailed."""
-        if x is self._waiting and place == len(self._calls):
-            return
-        self._waiting, self._watch = None, Watch(len(self._layers))
-        raise ModelFailed("The model computes something else than before.", "", "Send the message again.")
-
     def _through_all(self, x: Tensor, cache: KVCache) -> Tensor:
         """Compute x (1, n, H) through all layers."""
-        calls, tensors = tuple(self._calls), [x]
+        calls, tensors = self._deferral.taken(), [x]
         kept = [cache.layers[number] for number in self._numbers]
         stretch = stretch_of(kept, x.shape[1], len(cache.tokens), self._device)
         if stretch is None or not all(call.has_usual_mask for call in calls):
@@ -130,6 +117,14 @@ class RunForward:
         """(1, n, H) -> what the layer returns: (1, n, H), alone or first in a tuple."""
         given = dict(zip(self._names, args, strict=False)) | kwargs
         return self._run.forward(self._place, self, given.pop(self._names[0]), given)
+
+    def noted(self, x: Tensor, y: Any) -> Tensor | None:
+        """Return the rows (1, n, H) in what the layer returned for x (1, n, H), after noting what is besides them; None
+        if these are something."""
+        first, *rest = y if isinstance(y, tuple) else (y,)
+        self.rest = tuple(rest) if isinstance(y, tuple) else None
+        known = isinstance(first, Tensor) and first.shape == x.shape and all(one is None for one in rest)
+        return first if known else None
 
     def formed(self, y: Tensor) -> Any:
         """Return y (1, n, H) as the layer does, `rest` being what it returns besides."""
@@ -204,29 +199,6 @@ class Call(NamedTuple):
         """Return the same call with these tensors (...), and this mask (1, 1, n, T) if the layer is given one."""
         given = filled(likeness, inputs)
         return Call(self.own, given | {MASK: mask} if MASK in self.given else given)
-
-
-class Watch:
-    """Observes whether a pass goes through all layers of a run directly."""
-
-    def __init__(self, layers: int) -> None:
-        self.is_direct = False
-        self._layers = layers
-        self._seen = 0
-        self._last: Tensor | None = None
-
-    def passed(self, place: int, layer: RunForward, x: Tensor, y: Any) -> None:
-        """Record that layer `place` returned y for x (1, n, H)."""
-        first, *rest = y if isinstance(y, tuple) else (y,)
-        known = isinstance(first, Tensor) and first.shape == x.shape and all(one is None for one in rest)
-        follows = place == 0 or (place == self._seen and x is self._last)
-        self._seen, self._last = (place + 1, first) if known and follows else (0, None)
-        layer.rest = tuple(rest) if isinstance(y, tuple) else None
-        self.is_direct = self.is_direct or self._seen == self._layers
-
-    def forget(self) -> None:
-        """Release the tensor."""
-        self._seen, self._last = 0, None
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from tests.bench.mutants import CARD, Mutant
 
 CAPTURE, RUN, RESIDENT = "model/captures.py", "model/captured_run.py", "model/resident_run.py"
-GRAPH, STRETCH = "accelerators/graph.py", "layers/kv_stretch.py"
+GRAPH, STRETCH, DEFERRAL = "accelerators/graph.py", "layers/kv_stretch.py", "layers/deferral.py"
 CAPTURES = (
     Mutant(
         "captured work ends with its plan",
@@ -129,9 +129,9 @@ CAPTURES = (
     ),
     Mutant(
         "what comes between deferred layers is noticed",
-        RESIDENT,
-        "if x is self._waiting and place",
-        "if place",
+        DEFERRAL,
+        "(x is self._waiting and place == len(self.calls))",
+        "place == len(self.calls)",
         "test_graphs and comes_between",
     ),
     Mutant(
