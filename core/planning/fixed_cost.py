@@ -15,6 +15,9 @@ DENSE_GROUPS, EXPERT_GROUPS, FUSED_SHARE = (3, 1, 2, 1), (3, 1, 1, 1), 0.2
 `layers.fused_layers` computes, and the fraction of the time between products that remains then."""
 GAP_SHARE = 0.1
 """Fraction of a layer's time besides its linears that an MLP takes: 3 of 38 launches of a layer of llama."""
+CHOICE_SHARE = 0.4
+"""Time that choosing experts takes besides their products, relative to the same and beyond a dense MLP's, counted in
+`core.layers.expert_cache`: 5 launches of a router and 8 around products instead of 3, and 6 operations of the host."""
 CPU_ATTENTION_SHARE = 0.4
 """Fraction of the memory bandwidth at which attention on the CPU reads the KV cache."""
 
@@ -46,6 +49,7 @@ def fixed_costs(
     `kv_part`: the share of the heads of every layer that is on the card; the CPU computes the others at the same time.
     `few`: the rows that represent the bucket FEW.
     """
+    chosen = frozenset(linear.layer for linear in spec.linears if linear.experts > linear.active)
     sizes = [layer.nbytes(occupied) for layer in spec.kv_layers]
     on_host = sum(size * (1 - kv_part if device >= 0 else 1) for size, device in zip(sizes, kv_devices, strict=True))
     away = sum(device < 0 for device in kv_devices)
@@ -53,6 +57,7 @@ def fixed_costs(
     attention, overhead = [], []
     for bucket, m in enumerate(tokens_with(few)):
         hosted, replayed = (len(host_layers), graphs) if bucket <= FEW else (0, NO_GRAPHS)
+        choices = len(chosen.difference(host_layers) if hosted else chosen)
         operations = 4.0 * m * (occupied + m) / 2 * spec.hidden * spec.layers if m > 1 else 0.0
         host = _host_attention(spec, machine, m, occupied, on_host, share)
         card = _gpu_attention(machine, sum(sizes) - on_host, (1 - share) * operations)
@@ -60,7 +65,8 @@ def fixed_costs(
         visits = spec.layers if kv_part < 1 and bucket > FEW else away - hosted
         seconds += visits * _visit_s(spec, machine, m)
         attention.append(seconds)
-        between = _layers_s(spec, machine, hosted, replayed, m) + _drawn(m) * spec.vocab * machine.hardware.cpu.score_s
+        between = _layers_s(spec, machine, hosted, replayed, m) + choices * _choice_s(machine)
+        between += _drawn(m) * spec.vocab * machine.hardware.cpu.score_s
         overhead.append(machine.profile.overhead * between)
     return FixedCosts(tuple(attention), tuple(overhead))
 
@@ -104,6 +110,12 @@ def _layers_s(spec: ModelSpec, machine: MachineRates, hosted: int, graphs: Graph
     visit = _visit_s(spec, machine, tokens) if hosted else 0.0
     called = spec.layers - hosted - machine.replay_saves * (graphs.layers - GAP_SHARE * graphs.gaps)
     return on_cpu * FUSED_SHARE * hosted + machine.gpu.layer_s * called + 2 * graphs.gaps * machine.gpu.launch_s + visit
+
+
+def _choice_s(machine: MachineRates) -> float:
+    """Return the seconds in which a layer on a card chooses experts: the router's launches, and the host's wait for
+    what it chose. No graph contains that."""
+    return CHOICE_SHARE * machine.gpu.layer_s + machine.gpu.link.sync_s if machine.gpu else 0.0
 
 
 def between_share(spec: ModelSpec) -> float:

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 
 import pytest
 
 from core.planning.calibration import fully_resident
 from core.planning.capture import is_whole, runs_of
+from core.planning.fixed_cost import CHOICE_SHARE, GAP_SHARE, fixed_costs
+from core.planning.machine_rates import MachineRates
 from core.planning.planner import explain, place
-from core.spec import Budget, Hardware
+from core.spec import DECODE, Budget, Hardware, ModelSpec, Profile
 from core.units import GIB
 from tests.core.machines import DESKTOP, model, without_heads
 
@@ -68,6 +71,27 @@ def test_what_a_replay_saves_is_in_the_price() -> None:
     capped = replace(model("llama-3.2-1b"), widens_states=True)
     known, plain = (place(capped, machine, SMALL) for machine in (SAVING, ABLE))
     assert known.decode == plain.decode
+
+
+def test_experts_in_a_gap_cost_what_no_replay_saves() -> None:
+    """Routers are launched, and what they chose is waited for, whatever is replayed around them."""
+    spec, (gpu,) = model("olmoe-1b-7b"), SAVING.gpus
+    known, plain = (place(spec, machine, SMALL) for machine in (SAVING, ABLE))
+    attention = 0.75 * ((1 - GAP_SHARE) * gpu.layer_s + 4 * gpu.launch_s)
+    saved_s = spec.layers * (attention - 2 * gpu.launch_s)
+    assert known.decode_times.total == pytest.approx(plain.decode_times.total - saved_s)
+    dense = replace(spec, linears=tuple(replace(one, experts=1, active=1) for one in spec.linears))
+    between = [between_s(one, ()) for one in (spec, dense)]
+    choice_s = CHOICE_SHARE * gpu.layer_s + gpu.link.sync_s
+    assert between[0] - between[1] == pytest.approx(spec.layers * choice_s)
+    on_cpu = [between_s(one, range(6, spec.layers)) for one in (spec, dense)]
+    assert on_cpu[0] - on_cpu[1] == pytest.approx(6 * choice_s)
+
+
+def between_s(spec: ModelSpec, host_layers: Sequence[int]) -> float:
+    """Return the seconds of a token besides linears and attention, if the CPU computes these layers."""
+    machine = MachineRates(SAVING, SAVING.gpus[0], Profile(), threads=4)
+    return fixed_costs(spec, machine, [0] * spec.layers, 1024, host_layers).overhead[DECODE]
 
 
 @pytest.mark.parametrize("tenths", [6, 7, 8])
