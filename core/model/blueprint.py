@@ -203,6 +203,15 @@ def cannot_run(module: Any, error: Exception) -> UnsupportedModel:
     )
 
 
+def cannot_be_planned(module: Any) -> UnsupportedModel:
+    """Return the error for a model whose layers choose by their values what they compute, in a way of their own."""
+    return UnsupportedModel(
+        sentence("A model of the kind {} cannot be run here.", f"{module.config.model_type!r}"),
+        "It decides only while it runs what it computes, which cannot be planned.",
+        "Choose a model of another architecture.",
+    )
+
+
 def reason(error: BaseException) -> str:
     """Return the first line of an error's text without its full stop; its type if there is no text."""
     return (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".: ")

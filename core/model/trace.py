@@ -23,7 +23,7 @@ from core.kernels.packed_width import packed_width
 from core.layers.kv_cache import cache_argument, is_packable
 from core.layers.latent_attention import EXPANDING, sizes_of
 from core.layers.moe import fused_names
-from core.model.blueprint import cannot_run, context_limit, decoder_layers
+from core.model.blueprint import cannot_be_planned, cannot_run, context_limit, decoder_layers
 from core.model.heads import with_heads
 from core.model.language_half import text_config
 from core.model.pairs import PairTrace
@@ -121,7 +121,7 @@ class _Trace:
 def _run(module: Any, cache: DynamicCache) -> None:
     """Run one pass on fake tensors. Raises UnsupportedModel."""
     # Imports sympy, which a start with known models avoids.
-    from torch.fx.experimental.symbolic_shapes import ShapeEnv
+    from torch.fx.experimental.symbolic_shapes import GuardOnDataDependentSymNode, ShapeEnv
 
     # The plain meta device fails where mask code reads values; fake CPU tensors with a shape environment do not.
     fake = FakeTensorMode(shape_env=ShapeEnv(), allow_non_fake_inputs=True)
@@ -135,6 +135,8 @@ def _run(module: Any, cache: DynamicCache) -> None:
         }
         try:
             functional_call(module, values, (), options, tie_weights=False)
+        except GuardOnDataDependentSymNode as error:
+            raise cannot_be_planned(module) from error
         # Each architecture fails in its own way at invalid settings, or without a picture.
         except Exception as error:
             raise cannot_run(module, error) from error
