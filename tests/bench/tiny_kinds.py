@@ -111,23 +111,23 @@ def make_kind(kind: str, folder: Path) -> Any:
     config = CONFIG_MAPPING[kind](**(_ALL[kind] if kind in _ALL else smaller(CONFIG_MAPPING[kind], kind)))
     family = _class_of(config)
     with torch.device("meta"):
-        count = sum(value.numel() for value in family._from_config(config).parameters())
+        count = sum(value.numel() for value in family.from_config(config).parameters())
     if count > MOST_PARAMETERS:
         raise ValueError(f"{count:,} parameters are not tiny")
-    model = family._from_config(config, dtype=torch.float32).eval()
+    model = family.from_config(config, dtype=torch.float32).eval()
     with torch.no_grad():
         for name, value in model.named_parameters():
             if value.dim() > 1 and "norm" not in name:
                 value.normal_(0, SPREAD)
     model.generation_config = GenerationConfig(do_sample=False)
     model.save_pretrained(folder)
-    return family
+    return type(model)
 
 
 def _class_of(config: Any) -> Any:
-    """Return the class that checkpoints are published in: the whole model's, if there is one."""
-    whole = auto.MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING.get(type(config), None)
-    return whole or auto.MODEL_FOR_CAUSAL_LM_MAPPING[type(config)]
+    """Return the automatic class that checkpoints are published in: the whole model's, if there is one."""
+    whole = type(config) in auto.MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING
+    return auto.AutoModelForImageTextToText if whole else auto.AutoModelForCausalLM
 
 
 def smaller(cls: Any, kind: str = "") -> dict[str, Any]:
