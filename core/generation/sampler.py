@@ -205,6 +205,9 @@ def distribution(scores: Tensor, draw: Draw) -> tuple[Tensor, Tensor]:
     probabilities = torch.softmax(scores / draw.temperature, dim=-1)
     if draw.top_k == 0 and draw.min_p == 0 and draw.top_p >= 1:
         return probabilities, torch.arange(scores.numel())
+    best = likeliest_id(probabilities)
+    if float(probabilities[best]) > draw.top_p:  # as most tokens are: it is the whole nucleus
+        return torch.ones(1), torch.tensor([best])
     top, candidates = _likeliest(probabilities, draw)
     keep = top >= draw.min_p * top[0]
     keep &= top.cumsum(-1) - top < draw.top_p
