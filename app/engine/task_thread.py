@@ -4,17 +4,22 @@ from __future__ import annotations
 
 import logging
 import traceback
+from collections import deque
 from collections.abc import Callable
 from itertools import count
 from threading import Event as Flag
 
-from PySide6.QtCore import QObject, Qt, QThread, Signal, Slot
+from PySide6.QtCore import QObject, Qt, QThread, QTimer, Signal, Slot
 
 from core.errors import HeteGenError
 from core.events import Stop
 from core.hub.retry import Stopped
 
 log = logging.getLogger(__name__)
+
+NEWS_MS = 25
+"""Least time between two deliveries of news: waking the main thread for every token would make the engine's thread wait
+for the interpreter's lock as often."""
 
 Tell = Callable[[object], None]
 Work = Callable[[Stop, Tell], object]
@@ -39,12 +44,14 @@ class _Job:
 class _Runner(QObject):
     """Lives in the thread and runs its jobs."""
 
-    told = Signal(int, object)
+    has_news = Signal()
     done = Signal(int, object)
     failed = Signal(int, object)
 
     def __init__(self, runs_stopped: bool, at_end: Callable[[], None]) -> None:
         super().__init__()
+        self.news: deque[tuple[int, object]] = deque()
+        """Tickets and news that wait for delivery; the thread that owns the TaskThread takes them."""
         self._runs_stopped = runs_stopped
         self._at_end = at_end
 
@@ -53,7 +60,7 @@ class _Runner(QObject):
         try:
             result = None
             if self._runs_stopped or not job.stopped.is_set():
-                result = job.work(job.stopped.is_set, lambda news: self.told.emit(job.ticket, news))
+                result = job.work(job.stopped.is_set, lambda news: self._tell(job.ticket, news))
             self.done.emit(job.ticket, result)
         except Stopped:
             self.done.emit(job.ticket, None)
@@ -63,6 +70,11 @@ class _Runner(QObject):
             defect = Defect(traceback.format_exc())
             log.error("A job of the thread %s failed unexpectedly:\n%s", self.thread().objectName(), defect.details)
             self.failed.emit(job.ticket, defect)
+
+    def _tell(self, ticket: int, news: object) -> None:
+        self.news.append((ticket, news))
+        if len(self.news) == 1:  # counted after appending: the other thread may have taken everything just before
+            self.has_news.emit()
 
     @Slot()
     def leave(self) -> None:
@@ -77,7 +89,7 @@ class TaskThread(QObject):
     """Runs jobs in a worker thread, started with the first job.
 
     Signals carry the ticket returned by `run`: `told(ticket, news)` during the job, then `done(ticket, result)` (None
-    if stopped) or `failed(ticket, HeteGenError)`, a Defect for a bug.
+    if stopped) or `failed(ticket, HeteGenError)`, a Defect for a bug. News within NEWS_MS of a delivery come together.
     """
 
     told = Signal(int, object)
@@ -103,7 +115,9 @@ class TaskThread(QObject):
         self._order.connect(self._runner.run)
         self._leave.connect(self._runner.leave)
         self._thread.finished.connect(self._runner.end, Qt.ConnectionType.DirectConnection)
-        self._runner.told.connect(self._on_told)
+        self._pause = QTimer(self, singleShot=True, interval=NEWS_MS, timerType=Qt.TimerType.PreciseTimer)
+        self._pause.timeout.connect(self._on_news)
+        self._runner.has_news.connect(self._on_news)
         self._runner.done.connect(self._on_done)
         self._runner.failed.connect(self._on_failed)
 
@@ -151,21 +165,33 @@ class TaskThread(QObject):
         """Stop and join."""
         self.leave()
         self._thread.wait()
+        self._pause.stop()
+        self._runner.news.clear()
         self._waiting.clear()
 
-    @Slot(int, object)
-    def _on_told(self, ticket: int, news: object) -> None:
-        # Drop news of a job that was asked to stop.
-        job = self._waiting.get(ticket)
-        if job is not None and (self._hears_stopped or not job.stopped.is_set()):
-            self.told.emit(ticket, news)
+    @Slot()
+    def _on_news(self) -> None:
+        if self._runner.news and not self._pause.isActive():
+            self._pause.start()
+            self._deliver()
+
+    def _deliver(self) -> None:
+        waiting = self._runner.news
+        while waiting:
+            ticket, news = waiting.popleft()
+            job = self._waiting.get(ticket)
+            # Drop news of a job that was asked to stop.
+            if job is not None and (self._hears_stopped or not job.stopped.is_set()):
+                self.told.emit(ticket, news)
 
     @Slot(int, object)
     def _on_done(self, ticket: int, result: object) -> None:
+        self._deliver()
         self._waiting.pop(ticket, None)
         self.done.emit(ticket, result)
 
     @Slot(int, object)
     def _on_failed(self, ticket: int, error: object) -> None:
+        self._deliver()
         self._waiting.pop(ticket, None)
         self.failed.emit(ticket, error)

@@ -99,6 +99,7 @@ class EmptyChat(QWidget):
         self._advice = PromptCard(theme, self, "download")
         self._advice.clicked.connect(self._on_advice)
         self._advised = ""
+        self._guide: bool | None = None
         self._advice.hide()
         grid = QGridLayout()
         grid.setSpacing(RELATED)
@@ -125,6 +126,9 @@ class EmptyChat(QWidget):
 
     def set_guide(self, guide: bool) -> None:
         """Choose the prompts: about this program for the built-in guide, general ones for other models."""
+        if guide == self._guide:  # called whenever a reply's figures change
+            return
+        self._guide = guide
         for card, (about, prompt) in zip(self._cards, GUIDE_PROMPTS if guide else PROMPTS, strict=True):
             # The guide understands English only; other models most languages.
             card.set_prompt(tr(about), prompt if guide else tr(prompt))
@@ -186,6 +190,7 @@ class EmptyChat(QWidget):
         self._mark.setPixmap(self._theme.pixmap("mark", "accent", 48))
         self._title.setFont(self._theme.font("title"))
         self._machine.setStyleSheet(f"color: {self._theme.colours.muted};")
+        self._fit_cards(self._cards[0].width())
         self.update()
 
 
