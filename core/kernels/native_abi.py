@@ -26,7 +26,7 @@ BOOKS: dict[tuple[int, ...], int] = {E2M1: 0, IQ4: 1, NF4: 2}
 TYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
 INSTRUCTION_SETS = {"avx512vnni": 3, "avxvnni": 2, "avx2": 1, "neon": 4}
 """Best first, with the library's numbers."""
-VERSION = 25
+VERSION = 26
 """ABI version; must match `hetegen_version` in dispatch.c."""
 PATTERNS = ("_native*.so", "_native*.pyd", "_native*.dll", "_native*.dylib")
 
@@ -36,7 +36,7 @@ _CALLS: dict[str, tuple[type[ctypes._SimpleCData[int]] | None, list[type]]] = {
     "hetegen_copy_rows": (None, [_ADDRESS, _ADDRESS, _LONG, _LONG, _LONG]),
     "hetegen_version": (_INT, []),
     "hetegen_supports": (_INT, [_INT]),
-    "hetegen_pairs": (_INT, [_INT]),
+    "hetegen_attends_short": (_INT, []),
     "hetegen_input_kind": (_INT, [_INT, _INT, _LONG, _INT]),
     "hetegen_input_bytes": (_LONG, [_LONG, _LONG, _INT]),
     "hetegen_panel_bytes": (_LONG, [_LONG]),

@@ -22,14 +22,14 @@ ONE_THREAD_PRODUCTS = 1 << 18
 def suits(call: AttentionCall) -> bool:
     """Return whether the kernel takes this call on this processor, and is faster; keys and values must be floats.
 
-    In bf16, only where it rounds as torch does: models that are stored so must answer as with transformers.
+    In bf16 it takes torch's own steps, so that models that are stored so answer as with transformers.
     """
     q, k, v = call.query, call.key, call.value
     typed = q.dtype in (torch.float32, torch.bfloat16) and q.dtype is k.dtype and q.dtype is v.dtype
     laid = q.stride(3) == k.stride(3) == v.stride(3) == 1
     masked = call.mask is None or (call.mask.dtype is torch.bool and call.mask.shape[1] == 1)
     sized = q.shape[3] % PAIR == 0 and call.value_dim % COLUMNS_AT_ONCE == 0 and q.shape[1] % k.shape[1] == 0
-    alike = q.dtype is torch.float32 or (pairs() and q.shape[3] == call.value_dim)
+    alike = q.dtype is torch.float32 or (attends_short() and q.shape[3] == call.value_dim)
     return typed and laid and masked and sized and alike and call.scale > 0 and best() in SETS
 
 
@@ -39,10 +39,10 @@ def best() -> str:
 
 
 @cache
-def pairs() -> bool:
-    """Return whether the processor multiplies pairs of bf16."""
+def attends_short() -> bool:
+    """Return whether attention in bf16 is faster here than torch's, which is not so where torch has AMX."""
     compiled = library()
-    return compiled is not None and bool(compiled.hetegen_pairs(INSTRUCTION_SETS.get(best(), 0)))
+    return compiled is not None and bool(compiled.hetegen_attends_short())
 
 
 def attend(call: AttentionCall, *, causal: bool, instruction_set: str | None = None) -> Tensor | None:

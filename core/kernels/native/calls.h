@@ -18,7 +18,7 @@ EXPORT void hetegen_prepare(int isa, const void *x, int type, int64_t m, int64_t
 EXPORT void hetegen_matmul(int isa, int64_t count, const int64_t *fields, const void *input, int64_t m, int64_t columns,
                            void *out, int out_type, void *scratch, int threads);
 EXPORT int64_t hetegen_panel_bytes(int64_t columns);
-EXPORT int hetegen_pairs(int isa);
+EXPORT int hetegen_attends_short(void);
 /* copy.c */
 EXPORT void hetegen_copy(void *to, const void *from, int64_t bytes);
 EXPORT void hetegen_copy_rows(void *to, const void *from, int64_t rows, int64_t bytes, int64_t stride);

@@ -78,11 +78,11 @@ static int has_tiles(void) {
 static int has_tiles(void) { return 0; }
 #endif
 
-/* Whether attention of many query rows in bf16 is rounded as torch's, and faster. */
-EXPORT int hetegen_pairs(int isa) { return isa == ISA_AVX512 && has_short_products() && !has_tiles(); }
+/* Whether attention of many query rows in bf16 is faster than torch's. */
+EXPORT int hetegen_attends_short(void) { return !has_tiles(); }
 
 /* Changes with every change of the exported calls: Python rejects a library left over from another version. */
-EXPORT int hetegen_version(void) { return 25; }
+EXPORT int hetegen_version(void) { return 26; }
 
 EXPORT int hetegen_supports(int isa) { return kernels_of(isa) != NULL && supported(isa); }
 

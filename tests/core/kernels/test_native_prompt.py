@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from core.kernels import native_prompt
 from core.kernels.native_abi import instruction_sets
 from core.kernels.native_library import AttentionCall
 from core.kernels.native_prompt import SETS, attend, suits
@@ -157,3 +158,11 @@ def test_what_the_kernel_does_not_take() -> None:
     assert not suits(other_values)
     assert not suits(odd)
     assert not suits(halves)
+
+
+@pytest.mark.parametrize("faster", [True, False])
+def test_bf16_is_left_to_torch_where_torch_is_faster(faster: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(native_prompt, "attends_short", lambda: faster)
+    assert suits(a_call(80, 80, (1, 2), (16, 16), torch.bfloat16)) == faster
+    assert not suits(a_call(80, 80, (1, 2), (32, 16), torch.bfloat16))
+    assert suits(a_call(80, 80, (1, 2), (16, 16), torch.float32))
