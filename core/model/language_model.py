@@ -106,6 +106,7 @@ class LanguageModel:
         straight, cache = self.placement.straight, KVCache(self.module.config, SHORT, format=format)
         if straight is None or self._does_more or not (cache.can_rewind or cache.can_return):
             return
+        straight.proven = False  # of an earlier rehearsal: nothing is learnt from straight passes
         self.forward(FIRST, cache)
         self.mark(cache)
         with straight.learning(REHEARSED[-1], cache):
