@@ -2,7 +2,7 @@
  * rows per register, and all input rows are multiplied with it while it is in L1. One loop covers all layouts and kinds
  * of scales. Included in avx512.c. */
 
-enum { TILE = 7, PAIR = 2 * BLOCK, MOST_SUMS = 128, WIDE_FROM = 96 };
+enum { TILE = 7, PAIR = 2 * BLOCK, MOST_SUMS = 128, WIDE_FROM = 96, WIDE_BYTES = 1 << 20 };
 
 /* One scale per row; one per group of columns; or a scale and a shift (minimum - zero * scale) per group. */
 enum Scaling { BY_ROW, BY_GROUP, WITH_SHIFTS };
@@ -243,7 +243,8 @@ INLINE uint8_t *panel_whole(const Job *job, uint8_t *panel) {
 }
 
 /* Multiply 32 fully repacked rows of weights with many input rows, one tile at a time. A tile's sums then stay in L1,
- * which from WIDE_FROM rows on saves more than keeping the panel there. */
+ * which from WIDE_FROM rows on saves more than keeping the panel there. Its rows are read in strides, which is slow from
+ * beyond L2: inputs of WIDE_BYTES and more are read in order instead, one pair of blocks at a time. */
 AVX512 INLINE void multiply_whole(const Job *job, int64_t row, int64_t end, int64_t groups, uint8_t *panel, const float *scales,
                                   const Way way) {
     const Input *in = job->input;
@@ -268,7 +269,7 @@ AVX512 INLINE void multiply_panel(const Job *job, int64_t row, int64_t end, uint
     float *sum = (float *)(panel + PAIR * PANEL), *scales = scales_at(panel);
     int64_t groups = job->row_bytes / (way.values == SIGNED_BYTES ? GROUP : way.values == SIXES ? GROUP * 3 / 4 : GROUP / 2);
     int64_t step = way.scaling == BY_ROW ? 0 : 2 * PANEL;
-    if (in->m >= WIDE_FROM) {
+    if (in->m >= WIDE_FROM && in->m * in->columns < WIDE_BYTES) {
         multiply_whole(job, row, end, groups, panel_whole(job, panel), scales, way);
         return;
     }

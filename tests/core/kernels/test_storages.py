@@ -81,6 +81,17 @@ def test_products_are_those_of_the_weights(storage: Storage, kernel: Kernel, row
         torch.testing.assert_close(part, found[:, rows // 2 :], rtol=1e-5, atol=float(allowed) * 1e-3)
 
 
+@pytest.mark.parametrize(("storage", "kernel"), [one for one in KERNELS if "native-avx512vnni" in str(one.id)])
+def test_a_row_of_a_long_prompt_gives_the_bits_that_it_gives_in_a_shorter_one(storage: Storage, kernel: Kernel) -> None:
+    """Panels of all columns and of a few take turns with the size of the input."""
+    torch.manual_seed(5)
+    weight, _ = made(storage, 35, 8192)
+    x = torch.randn(131, 8192)
+    whole = kernel.compute(weight, HostInput(x), 0, 35)
+    assert torch.equal(kernel.compute(weight, HostInput(x[:100]), 0, 35), whole[:100])
+    assert torch.equal(kernel.compute(weight, HostInput(x[100:]), 0, 35), whole[100:])
+
+
 @pytest.mark.parametrize(("storage", "kernel"), KERNELS)
 def test_products_of_inputs_that_need_no_rounding_are_exact(storage: Storage, kernel: Kernel) -> None:
     torch.manual_seed(2)
