@@ -72,7 +72,7 @@ class WholeRun:
         return self._run.at_once(x, given, cache)
 
     def offer(self, x: Tensor, cache: KVCache) -> Offer:
-        """Return nothing: such a run needs no arguments of layers."""
+        """Return nothing for x (1, M, K): such a run needs no arguments of layers."""
         return {}
 
     def learn(self, calls: Sequence[Mapping[str, Any]], offer: Offer, cache: KVCache) -> bool:

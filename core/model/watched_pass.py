@@ -36,11 +36,11 @@ class Watched:
         self.rows.extend(one for one in args[:1] if isinstance(one, Tensor))
 
     def norm(self, module: nn.Module, args: tuple[Any, ...], output: Tensor) -> None:
-        """Record a call of the last norm."""
+        """Record a call of the last norm: output (1, M, H)."""
         self.normed.append(output)
 
     def head(self, module: nn.Module, args: tuple[Any, ...], output: Tensor) -> None:
-        """Record a call of the output head."""
+        """Record a call of the output head: output (1, M, V)."""
         self.asked.extend(args[:1])
         self.scores.append(output)
 
