@@ -24,6 +24,7 @@ from core.events import (
     Sampling,
     Truncated,
 )
+from core.generation.sampler import check
 from core.sentence import sentence
 from core.units import format_share
 
@@ -56,6 +57,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     """Answer one question, or hold a conversation. Raises HeteGenError."""
     system = (Message("system", args.system),) if args.system else ()
     sampling = Sampling(temperature=args.temperature, seed=args.seed, max_new_tokens=args.max_new_tokens)
+    check(sampling)  # before the user waits for a model
     with load_with(args.model, load_options(args), show_progress) as model:
         if args.prompt is None:
             return _conversation(model, system, sampling)

@@ -256,7 +256,7 @@ def test_command_line_gives_one_line(name: str, folder: Path, capsys: pytest.Cap
         (["--temperature", "inf"], "The temperature inf is out of range"),
         (["--temperature", "1e9"], "out of range"),
         (["--max-new-tokens", "0"], "The max new tokens 0 is out of range"),
-        (["--max-new-tokens", "-5"], "out of range"),
+        (["--max-new-tokens", "-5"], "Choose a value from 1 to 1000000."),
         (["--seed", "-1"], "The seed -1 is out of range"),
         (["--seed", str(2**70)], "out of range"),
         (["--context", "3"], "A context of 3 tokens is out of range"),
@@ -273,6 +273,10 @@ def test_bad_option_gives_one_line(
 ) -> None:
     prompt = [] if "--prompt" in options else ["--prompt", "hello"]
     assert words in _error_line(["--model", str(sound), *prompt, *options], capsys)
+
+
+def test_a_bad_option_is_told_before_a_model_is_loaded(capsys: pytest.CaptureFixture[str]) -> None:
+    assert "out of range" in _error_line(["--model", "/nowhere", "--prompt", "hi", "--seed", "-1"], capsys)
 
 
 @pytest.mark.parametrize(
