@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 
-from PySide6.QtCore import QRectF, Qt, Signal
+from PySide6.QtCore import QRectF, Qt, QTimer, Signal, Slot
 from PySide6.QtGui import QPainter, QPaintEvent, QPen, QResizeEvent
 from PySide6.QtWidgets import QHBoxLayout, QLabel, QProgressBar, QPushButton, QSizePolicy, QVBoxLayout, QWidget
 
@@ -27,6 +27,8 @@ PHASES = {
     "ready": "Almost ready",
 }
 MOST = 3
+LEAVES_AFTER_MS = 15_000
+"""How long a notice stays that only informs."""
 
 
 class BarCard(QWidget):
@@ -46,7 +48,7 @@ class BarCard(QWidget):
 
 
 class NoticeCard(BarCard):
-    """One notice.
+    """One notice. If it only informs, it closes by itself, but not under the mouse.
 
     Signals: `pressed(Notice)` for its button; `closed`.
     """
@@ -79,6 +81,17 @@ class NoticeCard(BarCard):
         close.clicked.connect(self.closed)
         row.addWidget(close)
         self.setAccessibleName(words.text())
+        self._leaves = QTimer(self, singleShot=True, interval=LEAVES_AFTER_MS)
+        self._leaves.timeout.connect(self._on_time)
+        if notice.tone == "info" and not notice.action:
+            self._leaves.start()
+
+    @Slot()
+    def _on_time(self) -> None:
+        if self.underMouse():
+            self._leaves.start()
+        else:
+            self.closed.emit()
 
     def _on_pressed(self) -> None:
         self.pressed.emit(self.notice)
