@@ -34,6 +34,10 @@ DAY_S = 86_400
 MARGIN = RELATED
 LEAD = 18
 """Longest text, in characters, before the first found word."""
+_EMPHASIS = re.compile(r"\*\*|`+")
+_MARKUP = re.compile(r"\|[|:\s-]*-{3,}[|:\s-]*|(?<!\S)\|(?!\S)|^\s*(?:#{1,6}|[-*+]|>)\s", re.MULTILINE)
+"""Rules and borders of tables, and signs at the beginning of a line."""
+_SPACES = re.compile(r"\s+")
 
 
 @dataclass(frozen=True)
@@ -253,7 +257,9 @@ class EntryDelegate(QStyledItemDelegate):
 
 
 def runs(snippet: str) -> list[tuple[str, bool]]:
-    """Split a snippet into (text, was found) pieces, shortening a long lead before the first found word."""
+    """Split a snippet into (text, was found) pieces, without signs of Markdown, shortening a long lead before the first
+    found word."""
+    snippet = _SPACES.sub(" ", _MARKUP.sub(" ", _EMPHASIS.sub("", snippet)))
     if (start := snippet.find(MARK_START)) > LEAD:
         snippet = "…" + snippet[start - LEAD + 4 :]
     pieces = re.split(f"([{MARK_START}{MARK_END}])", snippet)

@@ -81,6 +81,8 @@ def test_a_snippet_is_cut_into_plain_and_found_pieces() -> None:
     assert len(pieces[0][0]) < 20
     assert pieces[1] == ("sky", True)
     assert runs("") == []
+    table = f"## Rivers\n\n| name | km |\n|:---|---:|\n| **{MARK_START}Nile{MARK_END}** | 6650 - 6670 |"
+    assert runs(table) == [(" Rivers name km ", False), ("Nile", True), (" 6650 - 6670 ", False)]
 
 
 def test_the_list_shows_headings_and_titles(sidebar: Sidebar) -> None:
