@@ -9,15 +9,17 @@ from core.model.language_model import LanguageModel
 from core.spec import Plan
 from core.units import MIB
 
-MOST_BYTES = 1024 * MIB
-"""Beside a token that reads more, a fraction of a millisecond makes no difference, and the rehearsal would be felt."""
+LEAST_BYTES, MOST_BYTES = 32 * MIB, 1024 * MIB
+"""A token that reads fewer bytes is fast anyway; beside reading more, a fraction of a millisecond makes no difference,
+and the rehearsal would be felt."""
 
 log = logging.getLogger(__name__)
 
 
 def rehearse(model: LanguageModel, plan: Plan) -> None:
     """Let a model that the CPU computes find out whether its passes may go straight, if that would be noticed."""
-    if plan.gpu >= 0 or plan.from_disk or plan.bytes_per_token.cpu > MOST_BYTES:
+    reading = plan.bytes_per_token.cpu
+    if plan.gpu >= 0 or plan.from_disk or not LEAST_BYTES <= reading <= MOST_BYTES:
         return
     try:
         model.rehearse(plan.kv)

@@ -204,8 +204,7 @@ def test_a_straight_pass_is_stopped_before_it_begins(tmp_path: Path) -> None:
     assert path.cache.tokens == PROMPT
 
 
-def test_a_model_that_is_not_rehearsed_does_not_go_straight(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(rehearsal, "MOST_BYTES", 0)
+def test_a_model_that_is_not_rehearsed_does_not_go_straight(tmp_path: Path) -> None:
     path = load("llama", tmp_path)
     forwards = count_forwards(path)
     path.model.forward(PROMPT, path.cache)
@@ -214,6 +213,8 @@ def test_a_model_that_is_not_rehearsed_does_not_go_straight(tmp_path: Path, monk
 
 
 def test_a_load_rehearses_models_of_the_sizes_that_gain(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert not straight(load("llama", tmp_path))
+    monkeypatch.setattr(rehearsal, "LEAST_BYTES", 0)
     assert straight(load("llama", tmp_path))
     monkeypatch.setattr(rehearsal, "MOST_BYTES", 1)
     assert not straight(load("llama", tmp_path))
