@@ -74,6 +74,10 @@ def test_every_candidate_computes_the_product(
     assert (found.double() - expected).norm() <= slack * size.sum().sqrt() * 1.2 + 1e-6
 
 
+ROUNDED = {"bf16": 2**-7, "fp16": 2**-10}
+"""The largest relative step between two numbers of a type."""
+
+
 @pytest.mark.parametrize(("storage", "offer"), CASES)
 @settings(max_examples=8, deadline=None)
 @given(
@@ -87,7 +91,9 @@ def test_slices_equal_the_whole(storage: str, offer: Kernel, m: int, begin: int,
     x = HostInput(torch.randn(min(m, offer.most_rows), columns))
     whole = offer.compute(weight, x, 0, 180)
     part = offer.compute(weight, x, begin, begin + count)
-    torch.testing.assert_close(part, whole[:, begin : begin + count], rtol=1e-5, atol=1e-5)
+    # With AVX512-FP16, torch's sums depend on the number of rows, and may round to the next number of 16 bits.
+    rtol = ROUNDED[storage] if offer.name == "linear" and storage in ROUNDED else 1e-5
+    torch.testing.assert_close(part, whole[:, begin : begin + count], rtol=rtol, atol=1e-5)
 
 
 @pytest.mark.parametrize(("storage", "offer"), CASES)
