@@ -24,7 +24,6 @@ from core.events import (
     Sampling,
     Truncated,
 )
-from core.generation.sampler import check
 from core.sentence import sentence
 from core.units import format_share
 
@@ -55,6 +54,8 @@ def add(subparsers: Any) -> None:
 
 def run(args: argparse.Namespace) -> dict[str, Any]:
     """Answer one question, or hold a conversation. Raises HeteGenError."""
+    from core.generation.sampler import check  # not earlier: it loads torch
+
     system = (Message("system", args.system),) if args.system else ()
     sampling = Sampling(temperature=args.temperature, seed=args.seed, max_new_tokens=args.max_new_tokens)
     check(sampling)  # before the user waits for a model
