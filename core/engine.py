@@ -11,9 +11,22 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from core.errors import BadRequest, HeteGenError
-from core.events import Counted, Event, Failed, Finished, Loaded, LoadOptions, Request, Stats, Stop, never
+from core.events import (
+    Counted,
+    Event,
+    Failed,
+    Finished,
+    Loaded,
+    Loading,
+    LoadOptions,
+    Request,
+    Stats,
+    Stop,
+    Unloaded,
+    never,
+)
 from core.runtime.loaded_model import LoadedModel
-from core.runtime.loader import load_model
+from core.runtime.loader import check_room, load_opened, open_model
 from core.runtime.prompt import prompt_ids
 from core.runtime.replanner import Replanner
 from core.runtime.reply import Reply
@@ -37,16 +50,21 @@ class Engine:
     def load(
         self, source: str | Path | None = None, options: LoadOptions = DEFAULTS, stop: Stop = never
     ) -> Iterator[Event]:
-        """Load a model, after closing the previous one. `source`: a folder, a Hub id, None = the built-in model."""
-        self.close()
+        """Load a model. `source`: a folder, a Hub id, None = the built-in model.
+
+        The model in use is closed before weights are read, but only once the new one is known to be readable and to
+        fit: then Unloaded is yielded, and a failure leaves no model.
+        """
         began = told = time.perf_counter()
         phase = ""
         try:
-            for step in load_model(source, options):
+            for step in self._steps(source, options):
                 now = time.perf_counter()
                 if isinstance(step, LoadedModel):
                     self.loaded = step
                     yield _describe(step, now - began)
+                elif isinstance(step, Unloaded):
+                    yield step
                 elif stop():
                     yield Finished("stopped", Stats())
                     return
@@ -55,6 +73,14 @@ class Engine:
                     yield step
         except HeteGenError as error:
             yield Failed(error)
+
+    def _steps(self, source: str | Path | None, options: LoadOptions) -> Iterator[Loading | Unloaded | LoadedModel]:
+        opened = yield from open_model(source, options)
+        if self.loaded is not None:
+            check_room(opened, self.loaded)
+            self.close()
+            yield Unloaded()
+        yield from load_opened(opened)
 
     def chat(self, request: Request, stop: Stop = never) -> Iterator[Event]:
         """Answer the last message: pieces as soon as they are certain, Stats a few times a second, then Finished or

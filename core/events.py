@@ -124,6 +124,11 @@ LOADING_PHASES = ("start", "read", "measure", "weights", "convert", "place", "to
 
 
 @dataclass(frozen=True)
+class Unloaded:
+    """The model in use was given up, because another one is about to take its memory."""
+
+
+@dataclass(frozen=True)
 class Loaded:
     """A model is ready. `format`: bf16, int8 or int4; `context` in tokens; sizes in bytes.
 
@@ -271,6 +276,7 @@ class Failed:
 
 Event = (
     Loading
+    | Unloaded
     | Loaded
     | Prefill
     | Truncated

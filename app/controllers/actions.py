@@ -122,6 +122,10 @@ class Actions(QObject):
                 self._session.stop()
             case "retry":
                 self._session.retry()
+            case "reload":
+                self._session.reload()
+            case "former":
+                self._session.load_former()
             case "regenerate" if rows:
                 self._session.regenerate(self._chat.turn(rows - 1).id)
             case "attach":

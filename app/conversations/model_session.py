@@ -6,19 +6,27 @@ Knows no conversation; `session` asks and answers with the model.
 from __future__ import annotations
 
 import logging
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 from PySide6.QtCore import QObject, Signal, Slot
 
-from app.engine.app_state import GUIDE, State, name_of
+from app.engine.app_state import GUIDE, Phase, State, name_of
 from app.engine.task_thread import Defect
 from app.engine.worker import Worker
 from app.notices import notices
 from core.errors import HeteGenError
-from core.events import Event, Failed, Finished, Loaded, Loading, LoadOptions, Replanned
+from core.events import Event, Failed, Finished, Loaded, Loading, LoadOptions, Replanned, Unloaded
 
 log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Wished:
+    """A model to load, and how."""
+
+    source: str
+    options: LoadOptions
 
 
 class ModelSession(QObject):
@@ -39,8 +47,14 @@ class ModelSession(QObject):
         self.state = State()
         self._worker = worker
         self._load_ticket = self._plan_ticket = 0
+        self.wished: Wished | None = None
+        """What was to be loaded last, whether it could be or not."""
+        self.former: State | None = None
+        """The state before a load, until one succeeds: with the model that was in use, or rested, then."""
+        self._former_answers = False
+        """Whether the engine still has that model."""
         self._told = notices.no_model()
-        """What was said last about there being no model."""
+        """What was said last about a load that ended without a model."""
         worker.told.connect(self._on_event)
         worker.failed.connect(self._on_failed)
 
@@ -49,11 +63,15 @@ class ModelSession(QObject):
         self._set(replace(self.state, **fields))
 
     def load(self, source: str, options: LoadOptions) -> None:
-        """Load another model."""
+        """Load another model. The one in use answers again if the new one turns out to be unusable in time."""
         self._load_ticket = self._worker.load(source, options)
         self._withdraw()
-        begun = State("loading", source, loading=Loading("start", 0), options=options)
-        self._set(replace(begun, asked=self.state.asked, begun=self.state.begun))
+        if self.state.phase not in ("empty", "loading"):
+            self.former, self._former_answers = self.state, True
+        self.wished = Wished(source, options)
+        loading = State("loading", source, loading=Loading("start", 0), options=options)
+        begun = self.state.begun or self.state.stats is not None
+        self._set(replace(loading, asked=self.state.asked, begun=begun))
 
     def cancel_load(self) -> None:
         """Cancel the running load."""
@@ -98,7 +116,9 @@ class ModelSession(QObject):
 
     @Slot(int, object)
     def _on_event(self, ticket: int, event: Event) -> None:
-        if ticket == self._load_ticket:
+        if isinstance(event, Unloaded):  # also by a load that another one has replaced
+            self._former_answers = False
+        elif ticket == self._load_ticket:
             self._on_load_event(event)
         elif ticket == self._plan_ticket:
             self._on_plan_event(event)
@@ -109,13 +129,14 @@ class ModelSession(QObject):
                 self.change(loading=event)
             case Loaded():
                 model = replace(event, name=GUIDE if name_of(self.state.source) == GUIDE else event.name)
+                self.former = None
                 self.change(phase="ready", model=model, loading=None)
                 self.ready.emit(model)
             case Finished():
                 self._end_load(notices.load_cancelled(name_of(self.state.source)))
             case Failed(error):
                 log.warning("Loading failed: %s", error)
-                self._end_load(notices.for_error(error))
+                self._end_load(notices.for_load(error))
             case _:
                 pass
 
@@ -130,8 +151,20 @@ class ModelSession(QObject):
                 pass
 
     def _end_load(self, notice: notices.Notice) -> None:
+        """Return to the former model if the engine still has it; else offer it again."""
         self.ended.emit()
-        self.change(phase="empty", loading=None, model=None, asked=False)
+        former = self.former
+        if former is None:
+            self.change(phase="empty", loading=None, model=None, asked=False)
+        elif self._former_answers:
+            phase: Phase = "resting" if former.model is None else "ready"
+            options, begun = former.options, self.state.begun
+            self._set(State(phase, former.source, former.model, begun=begun, options=options))
+            notice = notice if former.model is None else notices.with_model(notice, former.model.name)
+        else:
+            self.change(phase="empty", loading=None, model=None, asked=False)
+            name = former.model.name if former.model else name_of(former.source)
+            notice = notices.without_model(notice, name)
         self._told = notice
         self.notice.emit(notice)
 
@@ -143,7 +176,7 @@ class ModelSession(QObject):
     @Slot(int, object)
     def _on_failed(self, ticket: int, error: HeteGenError) -> None:
         if ticket == self._load_ticket:
-            self._end_load(failure_notice(error))
+            self._end_load(notices.for_defect(error.details) if isinstance(error, Defect) else notices.for_load(error))
         elif ticket == self._plan_ticket:
             self.notice.emit(failure_notice(error))
 

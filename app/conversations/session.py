@@ -108,15 +108,18 @@ class Session(QObject):
         self.model.load(source, options)
 
     def reload(self) -> None:
-        """Load the last model again."""
-        if self.state.source:
-            self.load(self.state.source, self.state.options)
+        """Try again to load the model that was to be loaded last."""
+        if (wished := self.model.wished) is not None:
+            self.load(wished.source, wished.options)
+
+    def load_former(self) -> None:
+        """Load the model that was given up for one that could not be loaded."""
+        if (former := self.model.former) is not None:
+            self.load(former.source, former.options)
 
     def retry(self) -> None:
-        """Repeat what failed last: the load if there is no model, else the last reply."""
-        if self.state.model is None:
-            self.reload()
-        elif self._chat.rowCount():
+        """Write the last reply again."""
+        if self._chat.rowCount():
             self.regenerate(self._chat.turn(self._chat.rowCount() - 1).id)
 
     def stop(self) -> None:

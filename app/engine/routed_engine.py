@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 
 from app.engine.worker import EngineLike
-from core.events import Event, LoadOptions, Request, Stop
+from core.events import Event, Loaded, LoadOptions, Request, Stop
 from core.remote.endpoint import PREFIX
 
 
@@ -18,10 +18,12 @@ class RoutedEngine:
         self._is_remote = False
 
     def load(self, source: str, options: LoadOptions, stop: Stop) -> Iterator[Event]:
-        """Close the loaded model and load `source` with its engine."""
-        self.close()
-        self._is_remote = source.startswith(PREFIX)
-        return self._engine.load(source, options, stop)
+        """Load `source` with its engine. The model loaded before answers until then."""
+        is_remote = source.startswith(PREFIX)
+        for event in self._engine_for(is_remote).load(source, options, stop):
+            if isinstance(event, Loaded):
+                self._use(is_remote)
+            yield event
 
     def chat(self, request: Request, stop: Stop) -> Iterator[Event]:
         """Answer with the model loaded last."""
@@ -40,8 +42,17 @@ class RoutedEngine:
         for engine in self._made.values():
             engine.close()
 
+    def _use(self, is_remote: bool) -> None:
+        """Answer with this engine from now on, and close the other one's model."""
+        self._is_remote = is_remote
+        if (other := self._made.get(not is_remote)) is not None:
+            other.close()
+
     @property
     def _engine(self) -> EngineLike:
-        if self._is_remote not in self._made:
-            self._made[self._is_remote] = self._make[self._is_remote]()
-        return self._made[self._is_remote]
+        return self._engine_for(self._is_remote)
+
+    def _engine_for(self, is_remote: bool) -> EngineLike:
+        if is_remote not in self._made:
+            self._made[is_remote] = self._make[is_remote]()
+        return self._made[is_remote]

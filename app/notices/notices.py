@@ -6,7 +6,7 @@ The only module with such words. Knows the error types of `core.errors` and the 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
@@ -21,6 +21,8 @@ ActionId = Literal[
     "open_model",
     "builtin",
     "retry",
+    "reload",
+    "former",
     "new_chat",
     "settings",
     "copy_details",
@@ -106,6 +108,23 @@ def for_error(error: errors.HeteGenError) -> Notice:
     """Return the notice for an error that a user can act on."""
     words = next((WORDS[kind] for kind in type(error).__mro__ if kind in WORDS), _ANY)
     return Notice(tr(words.title), said_error(error), "error", words.action, tr(words.button))
+
+
+def for_load(error: errors.HeteGenError) -> Notice:
+    """Return the notice for a model that could not be loaded."""
+    notice = for_error(error)
+    return replace(notice, action="reload") if notice.action == "retry" else notice
+
+
+def with_model(notice: Notice, name: str) -> Notice:
+    """Add to the notice for a load that the model before it answers again."""
+    return replace(notice, sentence=f"{notice.sentence} {tr('{} stays loaded.').format(name)}")
+
+
+def without_model(notice: Notice, name: str) -> Notice:
+    """Add to the notice for a load that the model before it was given up, and offer that one."""
+    words = f"{notice.sentence} {tr('{} is no longer loaded.').format(name)}"
+    return replace(notice, sentence=words, action="former", button=tr("Load it again"))
 
 
 def for_defect(details: str) -> Notice:

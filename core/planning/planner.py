@@ -6,7 +6,8 @@ the streamed shares of each phase. There are few ways to do each; the cost model
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
 from core.planning.calibration import fully_resident
@@ -90,6 +91,20 @@ def idle_machine(hardware: Hardware) -> Hardware:
         for gpu in hardware.gpus
     )
     return replace(hardware, cpu=replace(cpu, ram_free=min(free, cpu.ram_total)), gpus=gpus)
+
+
+def freed_machine(hardware: Hardware, plans: Sequence[Plan]) -> Hardware:
+    """Return the same machine with the memory of these plans free, but no more than there is: pages of mapped files may
+    be counted as free already."""
+    held: Counter[str] = Counter()
+    for memory in (memory for plan in plans for memory in plan.memory):
+        held[memory.device] += memory.used
+    cpu = replace(hardware.cpu, ram_free=min(hardware.cpu.ram_total, hardware.cpu.ram_free + held["cpu"]))
+    gpus = tuple(
+        replace(gpu, vram_free=min(gpu.vram_total, gpu.vram_free + held[f"{gpu.kind}:{gpu.index}"]))
+        for gpu in hardware.gpus
+    )
+    return replace(hardware, cpu=cpu, gpus=gpus)
 
 
 def _place_now(spec: ModelSpec, hardware: Hardware, budget: Budget, strategy: Strategy, profile: Profile) -> Plan:

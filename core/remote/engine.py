@@ -52,8 +52,8 @@ class RemoteEngine:
         self._context = 0
 
     def load(self, source: str | Path | None, options: LoadOptions, stop: Stop = never) -> Iterator[Event]:
-        """Check that the server is there and has the model. `options` apply to local models only."""
-        self.close()
+        """Check that the server is there and has the model; if not, the server before stays. `options` apply to local
+        models only."""
         began = time.perf_counter()
         try:
             endpoint = parse_source(str(source))

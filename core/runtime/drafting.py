@@ -34,7 +34,7 @@ from core.paths import cache_folder
 from core.planning.drafting import DRAFT_FORMAT, Drafting, plan_drafting, prices, without_kv
 from core.runtime.rehearsal import rehearse
 from core.sentence import sentence
-from core.spec import ModelSpec, Plan
+from core.spec import Hardware, ModelSpec, Plan
 
 WORTH_A_COPY = 1.2
 """The expected speed-up of a reply from which a draft model is loaded automatically."""
@@ -131,14 +131,14 @@ def open_draft(name: object, target: Source, options: LoadOptions) -> DraftSourc
 
 
 def plan_draft(
-    wanted: DraftSource, spec: ModelSpec, alone: Plan, machine: Machine, options: LoadOptions
+    wanted: DraftSource, spec: ModelSpec, alone: Plan, hardware: Hardware, options: LoadOptions
 ) -> Drafting | None:
     """Return the plans of both models; None if drafting does not pay off. Raises BadRequest if a requested one cannot
     be loaded."""
     if options.draft == AUTO and wanted.kind is Kind.COPY and alone.format == DRAFT_FORMAT:
         return None
     shares = wanted.kind in WITHOUT_CACHE
-    found = plan_drafting(spec, wanted.spec, alone, machine.now(), options, shares_cache=shares)
+    found = plan_drafting(spec, wanted.spec, alone, hardware, options, shares_cache=shares)
     if options.draft == AUTO:
         return found if found and found.gain >= WORTH_A_COPY else None
     if found is None:

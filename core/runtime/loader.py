@@ -1,12 +1,14 @@
 """Loads a model: read, measure, plan, fill, convert and place it, in steps between which loading can be stopped.
 
-`planner` decides the plan, which is carried out here.
+`planner` decides the plan, which is carried out here. A model is first opened, which takes no memory for weights and
+finds most of what prevents a load: until then another model can stay loaded.
 """
 
 from __future__ import annotations
 
 from collections.abc import Generator, Iterator, Sequence
 from contextlib import ExitStack
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -25,14 +27,14 @@ from core.model.postponed import Postponed, untied
 from core.model.spec_cache import specification_of
 from core.paths import cache_folder
 from core.planning.drafting import Drafting
-from core.planning.planner import place
+from core.planning.planner import freed_machine, place
 from core.planning.profile_store import model_key, recall
 from core.runtime.drafting import DraftSource, check_vocabulary, load_draft, open_draft, plan_draft
 from core.runtime.expert_uses import recall_uses
 from core.runtime.loaded_model import LoadedModel, with_pinning_note
 from core.runtime.rehearsal import rehearse
 from core.sentence import sentence
-from core.spec import KV_FORMATS, MAX_CONTEXT, MIN_CONTEXT, Budget, ModelSpec, Plan, Profile, Strategy
+from core.spec import KV_FORMATS, MAX_CONTEXT, MIN_CONTEXT, Budget, Hardware, ModelSpec, Plan, Profile, Strategy
 
 # Smaller models are fast anywhere: do not make the user wait for measurements.
 SMALL_BYTES = 64 << 20
@@ -40,22 +42,49 @@ SMALL_BYTES = 64 << 20
 PACED_BYTES = 512 << 20
 
 
+@dataclass(frozen=True)
+class Opened:
+    """A model that is read up to its weights, and the machine that it is to run on."""
+
+    source: Source
+    spec: ModelSpec
+    machine: Machine
+    drafting: DraftSource | None
+    options: LoadOptions
+
+
 def load_model(
     name: str | Path | None, options: LoadOptions, strategy: Strategy = "hetegen"
 ) -> Iterator[Loading | LoadedModel]:
     """Yield loading events, then the model. Closing the iterator stops and frees everything. Raises HeteGenError."""
+    opened = yield from open_model(name, options)
+    yield from load_opened(opened, strategy)
+
+
+def open_model(name: str | Path | None, options: LoadOptions) -> Generator[Loading, None, Opened]:
+    """Check the options, read the model's description and measure the machine; holds no memory of a device. Raises
+    HeteGenError."""
     yield Loading("start", 0.0)
     check(options)
     drafting = open_draft(name, source := open_source(name), options)
     yield Loading("read", 0.02)
     spec = specification_of(source)
     yield Loading("measure", 0.05)
+    return Opened(source, spec, _machine(source, options), drafting, options)
+
+
+def check_room(opened: Opened, present: LoadedModel) -> None:
+    """Raise BadRequest or NotEnoughMemory if a model could not be loaded even with all memory of the present one."""
+    plans = [present.plan] if present.draft is None else [present.plan, present.draft.plan]
+    _plan(opened, freed_machine(opened.machine.now(), plans))
+
+
+def load_opened(opened: Opened, strategy: Strategy = "hetegen") -> Iterator[Loading | LoadedModel]:
+    """Yield loading events, then the model. Closing the iterator stops and frees everything. Raises HeteGenError."""
+    source, spec, machine, options = opened.source, opened.spec, opened.machine, opened.options
     with ExitStack() as cleanup:
-        machine = _machine(source, options)
         cleanup.callback(machine.close)
-        plan = plan_load(spec, machine, options, strategy)
-        if beside := plan_draft(drafting, spec, plan, machine, options) if drafting else None:
-            plan = beside.target
+        plan, beside = _plan(opened, machine.now(), strategy)
         torch.set_num_threads(plan.threads)
         weights = yield from _make_weights(source, spec, plan, machine)
         placement = _placement(source, spec, plan, weights, machine, options)
@@ -73,7 +102,7 @@ def load_model(
             weights=weights,
             model=LanguageModel(source.module, placement),
             cache=placement.make_cache(source.module.config, plan),
-            tokenizer=_tokenizer(source, drafting),
+            tokenizer=_tokenizer(source, opened.drafting),
             sampling=from_generation_config(source.generation),
             profile=plan.profile,
             drafts=options.draft != NO_DRAFT,
@@ -81,8 +110,8 @@ def load_model(
         cleanup.pop_all()
         cleanup.callback(loaded.close)
         rehearse(loaded.model, plan)
-        if drafting and beside:
-            yield from _load_draft(loaded, drafting, beside)
+        if opened.drafting and beside:
+            yield from _load_draft(loaded, opened.drafting, beside)
         yield Loading("ready", 1.0)
         cleanup.pop_all()
     yield loaded
@@ -155,8 +184,10 @@ def _machine(source: Source, options: LoadOptions) -> Machine:
     return machine
 
 
-def plan_load(spec: ModelSpec, machine: Machine, options: LoadOptions, strategy: Strategy = "hetegen") -> Plan:
-    """Return the plan for a model on this machine in its current state. Raises BadRequest, NotEnoughMemory."""
+def _plan(opened: Opened, hardware: Hardware, strategy: Strategy = "hetegen") -> tuple[Plan, Drafting | None]:
+    """Return the plan for a model on a machine, and both plans if another one drafts. Raises BadRequest,
+    NotEnoughMemory."""
+    spec, options = opened.spec, opened.options
     if options.context and options.context > spec.context_limit:
         limit = f"{spec.context_limit:,}"
         raise BadRequest(
@@ -164,13 +195,13 @@ def plan_load(spec: ModelSpec, machine: Machine, options: LoadOptions, strategy:
             "",
             sentence("Choose a context of {} or less.", limit),
         )
-    hardware = machine.now()
     plan = place(spec, hardware, options, strategy)
     if (learned := recall(cache_folder(), model_key(plan, hardware))) != Profile():
         plan = place(spec, hardware, options, strategy, learned)
     if plan.fits == "no":
         raise NotEnoughMemory(plan.reason, "", "Close other programs, or choose a smaller model or a shorter context.")
-    return plan
+    beside = plan_draft(opened.drafting, spec, plan, hardware, options) if opened.drafting else None
+    return (beside.target, beside) if beside else (plan, None)
 
 
 def check(options: LoadOptions) -> None:

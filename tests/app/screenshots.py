@@ -26,7 +26,7 @@ from app.views.chat.document_dialog import PasswordDialog
 from app.views.chat.message import ReplyMessage
 from app.views.settings.settings_dialog import SettingsDialog
 from core.errors import NotEnoughMemory
-from core.events import Failed, Loaded, Loading, Piece, Stats
+from core.events import Event, Failed, Loaded, Loading, Piece, Stats, Unloaded
 from core.planning.planner import place
 from core.server.activity import Entry, Live, Snapshot
 from core.spec import Budget, Prediction
@@ -210,13 +210,26 @@ def top_of_reply(stage: Stage) -> None:
 
 
 def failure(stage: Stage) -> None:
+    """A model that does not fit; the one before stays."""
     reply(stage)
-    error = NotEnoughMemory(
-        "This computer's memory is full.", "", "Close other programs, or choose a shorter context or a smaller model."
-    )
-    stage.engine.load_events = [Failed(error)]
+    load(stage, Failed(FULL))
+
+
+def given_up(stage: Stage) -> None:
+    """A model that breaks while it is loaded; the one before is offered again."""
+    reply(stage)
+    load(stage, Unloaded(), Failed(FULL))
+
+
+def load(stage: Stage, *events: Event) -> None:
+    stage.engine.load_events = events
     stage.app.session.load("/models/Qwen3-32B", StartOptions().options)
-    until(lambda: stage.app.session.state.phase == "empty")
+    until(lambda: stage.app.session.state.phase != "loading")
+
+
+FULL = NotEnoughMemory(
+    "This computer's memory is full.", "", "Close other programs, or choose a shorter context or a smaller model."
+)
 
 
 def narrow(stage: Stage) -> None:
@@ -408,8 +421,8 @@ def front(stage: Stage) -> None:
 SCENES: dict[str, Callable[[Stage], None]] = {
     scene.__name__: scene
     for scene in (
-        empty, first_start, loading, reply, deleted, top_of_reply, failure, narrow, large_type, editing, streaming,
-        menu, what_if, shortcuts, about, card, attached, document, in_parts, in_parts_narrow, password,
+        empty, first_start, loading, reply, deleted, top_of_reply, failure, given_up, narrow, large_type, editing,
+        streaming, menu, what_if, shortcuts, about, card, attached, document, in_parts, in_parts_narrow, password,
             reading, server, this_conversation, front,
     )
 } | {f"settings_{page.lower().replace(' ', '_')}": settings_page(page) for page in SETTINGS_PAGES}  # fmt: skip
@@ -420,6 +433,7 @@ IN_GERMAN = (
     "reply",
     "deleted",
     "failure",
+    "given_up",
     "menu",
     "what_if",
     "about",

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import shutil
 import time
+import weakref
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from itertools import takewhile
 from pathlib import Path
 
 import psutil
@@ -25,6 +27,7 @@ from core.events import (
     Prefill,
     Request,
     Sampling,
+    Unloaded,
 )
 from core.model.host_weights import FOLDER
 from core.paths import HOME_VARIABLE, cache_folder
@@ -146,10 +149,85 @@ def test_closing_gives_the_files_back(tmp_path: Path) -> None:
 
 
 def test_loading_gives_the_model_before_up(tmp_path: Path) -> None:
+    """Two models never lie in memory at once."""
     engine = Engine()
     *_, first = engine.load(chat_model(tmp_path / "one"), ONE_THREAD)
     assert isinstance(first, Loaded)
-    *_, failed = engine.load(tmp_path / "none", ONE_THREAD)
+    assert engine.loaded is not None
+    before = weakref.ref(engine.loaded)
+    events = engine.load(chat_model(tmp_path / "two", seed=1), ONE_THREAD)
+    checked = list(takewhile(lambda event: not isinstance(event, Unloaded), events))
+    assert before() is None
+    assert {event.phase for event in checked if isinstance(event, Loading)} == {"start", "read", "measure"}
+    *_, second = events
+    assert isinstance(second, Loaded)
+
+
+def missing(folder: Path) -> LoadOptions:
+    shutil.rmtree(folder)
+    return ONE_THREAD
+
+
+def without_model(folder: Path) -> LoadOptions:
+    for file in folder.iterdir():
+        file.unlink()
+    (folder / "notes.txt").write_text("shopping", "utf-8")
+    return ONE_THREAD
+
+
+def truncated(folder: Path) -> LoadOptions:
+    weights = folder / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-100])
+    return ONE_THREAD
+
+
+def of_unknown_kind(folder: Path) -> LoadOptions:
+    config = folder / "config.json"
+    config.write_text(config.read_text("utf-8").replace('"llama"', '"nonsense"'), "utf-8")
+    return ONE_THREAD
+
+
+def too_large(folder: Path) -> LoadOptions:
+    return replace(ONE_THREAD, ram=1 << 10)
+
+
+def with_too_long_a_context(folder: Path) -> LoadOptions:
+    return replace(ONE_THREAD, context=1_000_000)
+
+
+@pytest.mark.parametrize(
+    "broken", [missing, without_model, truncated, of_unknown_kind, too_large, with_too_long_a_context]
+)
+def test_a_model_that_cannot_be_used_leaves_the_model_before(
+    broken: Callable[[Path], LoadOptions], tmp_path: Path
+) -> None:
+    engine = Engine()
+    *_, _loaded = engine.load(None, ONE_THREAD)
+    question = Message("user", QUESTIONS[0])
+    reply, _ = ask(engine, question)
+    other = chat_model(tmp_path / "other")
+    *_, failed = engine.load(other, broken(other))
+    assert isinstance(failed, Failed)
+    again, last = ask(engine, question)
+    assert again == reply
+    assert last.stats.reused_tokens, "what it has read is not read again"
+
+
+def test_a_load_that_is_stopped_before_it_takes_memory_leaves_the_model_before(large: Path) -> None:
+    engine = Engine()
+    *_, _loaded = engine.load(None, ONE_THREAD)
+    *_, last = engine.load(large, ONE_THREAD, lambda: True)
+    assert isinstance(last, Finished)
+    assert ask(engine, Message("user", QUESTIONS[0]))[0]
+
+
+def test_a_model_that_breaks_while_it_is_loaded_leaves_none(tmp_path: Path) -> None:
+    engine = Engine()
+    *_, _loaded = engine.load(None, ONE_THREAD)
+    other = chat_model(tmp_path)
+    (other / "tokenizer.json").write_text("no tokenizer", "utf-8")
+    *events, failed = engine.load(other, ONE_THREAD)
+    assert Unloaded() in events
     assert isinstance(failed, Failed)
     (answer,) = engine.chat(Request((Message("user", "hi"),)))
     assert isinstance(answer, Failed), "the old model is not answered with under the new one's name"

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from app.engine.routed_engine import RoutedEngine
-from core.events import Event, Loaded, LoadOptions, Message, Piece, Request, never
+from core.errors import ModelNotFound
+from core.events import Event, Failed, Loaded, LoadOptions, Message, Piece, Request, never
 
 ASK = Request((Message("user", "hi"),))
 
@@ -19,7 +20,10 @@ class Named:
 
     def load(self, source: str, options: LoadOptions, stop: object) -> Iterator[Event]:
         self._log.append(f"{self._name} loads {source}")
-        yield Loaded(source, "", "", 0, 0, 0, 0.0)
+        if "broken" in source:
+            yield Failed(ModelNotFound("It is not there."))
+        else:
+            yield Loaded(source, "", "", 0, 0, 0, 0.0)
 
     def chat(self, request: Request, stop: object) -> Iterator[Event]:
         yield Piece(self._name)
@@ -43,6 +47,15 @@ def test_the_source_decides_who_answers() -> None:
     assert "local made" not in log
     list(engine.load("a/folder", LoadOptions(), never))
     assert list(engine.chat(ASK, never)) == [Piece("local")]
-    assert log == ["remote made", f"remote loads {far}", "remote closed", "local made", "local loads a/folder"]
+    assert log == ["remote made", f"remote loads {far}", "local made", "local loads a/folder", "remote closed"]
     engine.close()
     assert log[-1] == "local closed"
+
+
+def test_a_model_that_cannot_be_loaded_leaves_who_answered_before() -> None:
+    log: list[str] = []
+    engine = RoutedEngine(lambda: Named("local", log), lambda: Named("remote", log))
+    list(engine.load("a/folder", LoadOptions(), never))
+    list(engine.load("remote:http://broken:8000/v1#big", LoadOptions(), never))
+    assert list(engine.chat(ASK, never)) == [Piece("local")]
+    assert "local closed" not in log

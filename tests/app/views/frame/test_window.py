@@ -1,5 +1,6 @@
 """The whole window with a scripted engine through the real worker: type, send, stream, stop, fail, go on."""
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -11,14 +12,27 @@ from pytestqt.qtbot import QtBot
 
 from app.application import Application, StartOptions
 from app.controllers.actions import suggested
+from app.notices.notices import Notice
 from app.views.chat.body import Body
 from app.views.chat.message import ReplyMessage
 from app.views.chat.message_parts import Editor
 from app.views.chat.text import PlainView
 from app.views.controls.controls import ElidedLabel, IconButton
 from app.views.frame.status_line import Reading
-from core.errors import ModelUnreadable, PromptTooLong
-from core.events import Event, Failed, Finished, Loading, Piece, Prefill, Stats, Truncated
+from core.errors import ModelUnreadable, NetworkError, PromptTooLong
+from core.events import (
+    Event,
+    Failed,
+    Finished,
+    Loading,
+    LoadOptions,
+    Piece,
+    Prefill,
+    Stats,
+    Stop,
+    Truncated,
+    Unloaded,
+)
 from tests.app.conftest import Start
 from tests.app.find import find
 from tests.app.scripted_engine import MODEL, ScriptedEngine, answer
@@ -184,13 +198,85 @@ def test_another_model_in_mid_reply_keeps_the_reply_and_can_be_cancelled(qtbot: 
     assert app.window.notices.load.isVisible()
     assert (app.chat.turn(1).content, app.chat.turn(1).end) == ("Half of it", "stopped")
     app.session.model.cancel_load()
-    qtbot.waitUntil(lambda: app.session.state.phase == "empty")
+    ready(qtbot, app)
     engine.pause_at = None
     engine.gate.set()
-    app.window.model_chosen.emit("another")
-    ready(qtbot, app)
     ask(qtbot, app, "Again")
     assert app.chat.turn(3).content == "Whole."
+
+
+GONE = ModelUnreadable("It is gone.")
+
+
+def fail_to_load(qtbot: QtBot, app: Application, source: str) -> Notice:
+    app.window.model_chosen.emit(source)
+    qtbot.waitUntil(lambda: app.session.state.phase != "loading")
+    return app.window.notices.notices[-1]
+
+
+def test_a_model_that_cannot_be_loaded_leaves_the_one_before(qtbot: QtBot, start: Start) -> None:
+    engine = ScriptedEngine()
+    app = start(engine)
+    before = app.session.state
+    engine.load_events = [Loading("read", 0.1), Failed(GONE)]
+    notice = fail_to_load(qtbot, app, "gone")
+    assert notice.sentence == f"It is gone. {MODEL.name} stays loaded."
+    assert app.session.state == before
+    ask(qtbot, app, "Hi")
+    assert app.chat.turn(1).content == "Hello."
+    engine.load_events = [MODEL]
+    app.window.model_chosen.emit("good")
+    assert not app.window.notices.notices, "no longer true"
+    ready(qtbot, app)
+    assert find(app.window.status, Reading, "Context n/a"), "it has turns, which this model has not read"
+
+
+def test_a_model_given_up_for_one_that_breaks_is_offered_again(qtbot: QtBot, start: Start) -> None:
+    engine = ScriptedEngine()
+    app = start(engine)
+    engine.load_events = [Unloaded(), Loading("weights", 0.1), Failed(GONE)]
+    notice = fail_to_load(qtbot, app, "gone")
+    assert notice.sentence == f"It is gone. {MODEL.name} is no longer loaded."
+    assert app.session.state.phase == "empty"
+    engine.load_events = [MODEL]
+    find(app.window.notices, QPushButton, "Load it again").click()
+    ready(qtbot, app)
+    assert engine.sources == ["some/model", "gone", "some/model"]
+
+
+class LateEngine(ScriptedEngine):
+    """Gives the model up just when the load is stopped."""
+
+    def load(self, source: str, options: LoadOptions, stop: Stop) -> Iterator[Event]:
+        if source != "first":
+            yield from super().load(source, options, stop)
+            return
+        while not stop():
+            self.gate.wait(0.001)
+        yield Unloaded()
+        yield Finished("stopped", Stats())
+
+
+def test_a_model_given_up_by_a_load_that_another_one_replaced_is_offered_again(qtbot: QtBot, start: Start) -> None:
+    engine = LateEngine()
+    app = start(engine)
+    app.window.model_chosen.emit("first")
+    engine.load_events = [Failed(GONE)]
+    assert fail_to_load(qtbot, app, "second").button == "Load it again"
+    assert app.session.state.phase == "empty"
+
+
+def test_trying_again_means_the_model_that_could_not_be_loaded(qtbot: QtBot, start: Start) -> None:
+    engine = ScriptedEngine()
+    app = start(engine)
+    ask(qtbot, app, "Hi")
+    engine.load_events = [Failed(NetworkError("The server does not answer."))]
+    fail_to_load(qtbot, app, "remote")
+    engine.load_events = [MODEL]
+    find(app.window.notices, QPushButton, "Try again").click()
+    ready(qtbot, app)
+    assert engine.sources == ["some/model", "remote", "remote"]
+    assert len(engine.requests) == 1
 
 
 def ready(qtbot: QtBot, app: Application) -> None:
@@ -277,7 +363,9 @@ def test_without_a_model_a_reply_can_be_edited_and_a_question_is_not_lost(qtbot:
     change(app, 1, "One, and more.")
     assert app.session.state.phase == "resting"
     assert (app.chat.turn(1).content, app.chat.turn(1).end) == ("One, and more.", "edited")
-    engine.load_events = [Failed(ModelUnreadable("It is gone."))]
+    app.session.model.wake()
+    ready(qtbot, app)
+    engine.load_events = [Unloaded(), Failed(ModelUnreadable("It is gone."))]
     app.window.model_chosen.emit("gone")
     qtbot.waitUntil(lambda: app.session.state.phase == "empty")
     editor = change(app, 0, "Changed")
