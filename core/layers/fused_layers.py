@@ -29,7 +29,13 @@ from core.layers.trials import MISFITS, function_key, is_like, rounds_alike
 from core.offload.hetero_linear import HostLinear
 from core.offload.host_weight import common_library
 
-PARTS, EXPERTS = {"self_attn", "mlp"}, "block_sparse_moe"
+USUAL = {
+    "block_sparse_moe": "mlp", "feed_forward": "mlp", "operator_norm": "input_layernorm",
+    "ffn_norm": "post_attention_layernorm", "out_proj": "o_proj", "q_layernorm": "q_norm", "k_layernorm": "k_norm",
+    "w1": "gate_proj", "w3": "up_proj", "w2": "down_proj",
+}  # fmt: skip
+"""The usual names of parts that have others in some families (LFM2, mixtures of experts)."""
+PARTS = {"self_attn", "mlp"}
 NORMS: dict[frozenset[str], tuple[str, ...]] = {
     frozenset(name for name in roles if name): roles
     for roles in (
@@ -42,7 +48,7 @@ NORMS: dict[frozenset[str], tuple[str, ...]] = {
 """The norms of a layer by name, with their roles: before and after attention, before and after the MLP."""
 ATTENTION, KEYS_AS_VALUES = {"q_proj", "k_proj", "v_proj", "o_proj"}, {"q_proj", "k_proj", "o_proj"}
 HEAD_NORMS, VALUE_NORM = ("q_norm", "k_norm"), "v_norm"
-MLP = {"gate_proj", "up_proj", "down_proj", "act_fn"}
+MLP, ACTIVATION = ("gate_proj", "up_proj", "down_proj"), "act_fn"
 """The names of the parts in nearly all architectures; layers with any other part are not replaced."""
 LENT, LENDS, BORROWS = "shared_kv_states", "store_full_length_kv", "is_kv_shared_layer"
 """The argument that carries keys and values to layers that share them, and the attributes of its writers and
@@ -125,7 +131,7 @@ def _libraries(layer: nn.Module) -> Libraries | None:
     children = _children(layer)
     if not children.keys() >= PARTS or frozenset(children.keys() - PARTS) not in NORMS or "forward" in vars(layer):
         return None
-    attention = dict(children["self_attn"].named_children()).keys() - {VALUE_NORM}
+    attention = _named(children["self_attn"]).keys() - {VALUE_NORM}
     if attention - {*HEAD_NORMS} not in (ATTENTION, KEYS_AS_VALUES) or len(attention & {*HEAD_NORMS}) == 1:
         return None
     if not (_is_gated(layer) or _has_experts(layer)):
@@ -139,13 +145,16 @@ def _libraries(layer: nn.Module) -> Libraries | None:
 
 
 def _children(layer: nn.Module) -> dict[str, nn.Module]:
-    """Return the layer's parts by their usual names.
-
-    The part after attention has another name in some families, and counts as one part if it consists of several.
-    """
-    children = {"mlp" if name == EXPERTS else name: child for name, child in layer.named_children()}
+    """Return the layer's parts by their usual names; the part after attention counts as one if it consists of
+    several."""
+    children = _named(layer)
     others = experts_beside.OTHERS if experts_beside.stand_in(layer) else ()
     return {name: child for name, child in children.items() if name not in others}
+
+
+def _named(module: nn.Module) -> dict[str, Any]:
+    """Return the module's parts by their usual names."""
+    return {USUAL.get(name, name): child for name, child in module.named_children()}
 
 
 def _mlp(layer: nn.Module) -> Any:
@@ -153,7 +162,7 @@ def _mlp(layer: nn.Module) -> Any:
 
 
 def _is_gated(layer: nn.Module) -> bool:
-    return dict(_mlp(layer).named_children()).keys() == MLP and not experts_beside.stand_in(layer)
+    return _named(_mlp(layer)).keys() - {ACTIVATION} == {*MLP} and not experts_beside.stand_in(layer)
 
 
 def _has_experts(layer: Any) -> bool:
@@ -166,16 +175,17 @@ def _norms(layer: nn.Module) -> list[Any]:
     """Return the layer's norms with weights, in the order of `LayerParts`."""
     children = _children(layer)
     roles = NORMS[frozenset(children.keys() - PARTS)]
-    heads = [getattr(children["self_attn"], name, None) for name in HEAD_NORMS]
+    attention = _named(children["self_attn"])
+    heads = [attention.get(name) for name in HEAD_NORMS]
     return [*(children.get(role) for role in roles), *heads]
 
 
 def _linears(layer: Any) -> list[Any]:
     """Return the linears of attention, and those of the MLP if it is a dense one."""
-    attention, mlp = layer.self_attn, _mlp(layer)
-    gated = (mlp.gate_proj, mlp.up_proj, mlp.down_proj) if _is_gated(layer) else ()
-    values = attention.k_proj if getattr(attention, "v_proj", None) is None else attention.v_proj
-    return [attention.q_proj, attention.k_proj, values, attention.o_proj, *gated]
+    attention, mlp = _named(layer.self_attn), _named(_mlp(layer))
+    gated = [mlp[name] for name in MLP] if _is_gated(layer) else []
+    keys = attention["k_proj"]
+    return [attention["q_proj"], keys, attention.get("v_proj", keys), attention["o_proj"], *gated]
 
 
 def _common_library(linears: list[Any], rows: int) -> NativeLibrary | None:
@@ -205,7 +215,7 @@ def _make(layer: Any, libraries: Libraries) -> Make | None:
     if not numbers or not parts_of(layer, Make("silu", half_angles=False)).fit(_dtype(layer)):
         return None
     names, scaled = ACTIVATIONS if _is_gated(layer) else ("",), (True, False) if hasattr(layer, FACTOR) else (False,)
-    choices = product(names, (False, True), _residuals(layer), _turned(attention), scaled)
+    choices = product(names, (False, True), residuals(layer), _turned(attention), scaled)
     with _another_factor(layer):
         makes = (Make(*choice) for choice in choices)
         return next(
@@ -226,7 +236,7 @@ def _another_factor(layer: nn.Module) -> Iterator[None]:
             layer._buffers[FACTOR] = own
 
 
-def _residuals(layer: nn.Module) -> list[float]:
+def residuals(layer: nn.Module) -> list[float]:
     """Return candidates for the residual multiplier: any float attribute of the layer may be it."""
     return [1.0, *sorted({value for value in vars(layer).values() if isinstance(value, float)} - {1.0})]
 

@@ -29,12 +29,14 @@ from core.runtime.loader import load_model
 from core.spec import Format
 from tests.core.families import make_model
 from tests.core.greedy import GreedyPath
-from tests.core.layers.fused import PROMPT, load
+from tests.core.layers.fused import PROMPT, forwards, load
 from tests.core.tiny_tokenizer import write_tokenizer
 
 pytestmark = pytest.mark.skipif(not instruction_sets(), reason="the package was built without a compiler")
 FUSED = ("llama", "mistral", "qwen2", "qwen3", "gemma3_text", "olmo2", "mixtral", "qwen3_moe", "gpt_oss")
 FUSED += ("granite", "granitemoe", "qwen2_moe", "glm4_moe")
+PARTLY = {"lfm2": [False, True, False], "lfm2_moe": [False, True, False]}
+"""Families with layers of several kinds, and which of them are fused."""
 FORMATS: tuple[Format, ...] = ("bf16", "int8", "int4")
 
 
@@ -56,17 +58,18 @@ def refuse(*args: Any, **kwargs: Any) -> None:
 
 
 @pytest.mark.parametrize("format", FORMATS)
-@pytest.mark.parametrize("family", FUSED)
+@pytest.mark.parametrize("family", [*FUSED, *PARTLY])
 def test_the_same_logits_as_with_the_layers_own_forward(
     family: str, format: Format, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = load(family, tmp_path, format)
+    assert fused(path) == PARTLY.get(family, [True] * len(layers_of(path)))
     # Exceeds Mistral's window of 24; several tokens at once as in speculative decoding.
     parts = [PROMPT, *([token] for token in PROMPT * 2), PROMPT[:5], PROMPT[:8], [1], PROMPT[:2]]
     found = logits(path, parts)
     with monkeypatch.context() as patch:
-        for layer in layers_of(path):
-            patch.setattr(layer.forward, "own", refuse)
+        for forward in forwards(path.module, FusedForward):
+            patch.setattr(forward, "own", refuse)
         with pytest.raises(ModelFailed, match="own forward"):
             logits(path, parts)
         patch.setattr(fused_layers, "MOST_FEW", 1)
@@ -123,8 +126,9 @@ def test_layers_that_have_no_positions_are_told_apart(tmp_path: Path) -> None:
     assert fused(some) == [True, False, True]
 
 
-def test_a_card_that_takes_over_gets_layers_that_use_it(tmp_path: Path) -> None:
-    write_tokenizer(make_model("llama", tmp_path, dtype=torch.bfloat16))
+@pytest.mark.parametrize("family", ["llama", "lfm2"])
+def test_a_card_that_takes_over_gets_layers_that_use_it(family: str, tmp_path: Path) -> None:
+    write_tokenizer(make_model(family, tmp_path, dtype=torch.bfloat16))
     *_, loaded = load_model(tmp_path, LoadOptions(format="int8", context=256))
     assert isinstance(loaded, LoadedModel)
     layers, device = (
