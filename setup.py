@@ -55,8 +55,10 @@ EXPORTS = [
     "heads",
     "latent_layer_bytes",
     "latent_layer",
-    "delta_layer_bytes",
-    "delta_layer",
+    "recurrent_layer_bytes",
+    "recurrent_layer",
+    "block_bytes",
+    "block",
 ]
 VECTORISED = ("-fopenmp-simd", "-fno-trapping-math", "-fno-math-errno")
 """Allow vectorised loops with float comparisons and square roots: exception flags and errno are not read."""

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from core.accelerators.base import DeviceEvent, Stream, device_lost
 from core.errors import DeviceLost
-from core.kernels.native_library import copy_past_caches
+from core.kernels.native_copy import copy_past_caches
 from core.spec import COPY_PIECE
 from core.units import KIB
 

@@ -10,7 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 from torch import Tensor
 
-from core.kernels.native_library import copy_past_caches, copy_rows_past_caches
+from core.kernels.native_copy import copy_past_caches, copy_rows_past_caches
 from core.units import KIB
 
 PAGE = 4096

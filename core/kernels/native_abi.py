@@ -26,7 +26,7 @@ BOOKS: dict[tuple[int, ...], int] = {E2M1: 0, IQ4: 1, NF4: 2}
 TYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
 INSTRUCTION_SETS = {"avx512vnni": 3, "avxvnni": 2, "avx2": 1, "neon": 4}
 """Best first, with the library's numbers."""
-VERSION = 26
+VERSION = 27
 """ABI version; must match `hetegen_version` in dispatch.c."""
 PATTERNS = ("_native*.so", "_native*.pyd", "_native*.dll", "_native*.dylib")
 
@@ -89,8 +89,10 @@ _CALLS: dict[str, tuple[type[ctypes._SimpleCData[int]] | None, list[type]]] = {
     ),
     "hetegen_latent_layer_bytes": (_LONG, [_INT, _ADDRESS, _INT, _LONG, _ADDRESS]),
     "hetegen_latent_layer": (None, [_INT, _ADDRESS, _ADDRESS, _INT, _LONG, *(_ADDRESS,) * 3, _INT]),
-    "hetegen_delta_layer_bytes": (_LONG, [_ADDRESS, _INT]),
-    "hetegen_delta_layer": (None, [_INT, _ADDRESS, _ADDRESS, _INT, *(_ADDRESS,) * 3, _INT]),
+    "hetegen_recurrent_layer_bytes": (_LONG, [_INT, _ADDRESS, _INT]),
+    "hetegen_recurrent_layer": (None, [_INT, _INT, _ADDRESS, _ADDRESS, _INT, *(_ADDRESS,) * 3, _INT]),
+    "hetegen_block_bytes": (_LONG, [_INT, _ADDRESS, _INT, _INT]),
+    "hetegen_block": (None, [_INT, _ADDRESS, _ADDRESS, _INT, *(_ADDRESS,) * 3, _INT]),
     "hetegen_head_bytes": (_LONG, [_INT, _ADDRESS, _ADDRESS, _LONG, _LONG, _INT]),
     "hetegen_head": (_LONG, [_INT, *(_ADDRESS,) * 3, _INT, *(_LONG,) * 3, _ADDRESS, _ADDRESS, _INT]),
     **dict.fromkeys(("hetegen_convolve", "hetegen_delta_rule", "hetegen_state_scan"), (None, [_INT, _ADDRESS, _INT])),

@@ -10,12 +10,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
-import torch
 from torch import Tensor
 
 from core.kernels.native_abi import PART_FIELDS
 from core.kernels.native_layer import NormFields, NormParts, norm_fields
 from core.kernels.native_library import NativeLibrary, Parts
+from core.kernels.native_recurrent_layer import NativeRecurrentLayer, address, rows_of
 from core.kernels.quantized_weight import QuantizedWeight
 
 _INT, _ADDRESS = ctypes.c_int64, ctypes.c_void_p
@@ -30,12 +30,6 @@ class _DeltaLayer(ctypes.Structure):
         ("norm", NormFields),
         ("out", _INT * PART_FIELDS),
     )
-
-
-class _Memory(ctypes.Structure):
-    """Mirrors `Memory` in delta_layer.c."""
-
-    _fields_ = (("kept", _ADDRESS), ("kept_rows", _INT), ("state", _ADDRESS))
 
 
 class DeltaSizes(NamedTuple):
@@ -99,31 +93,18 @@ class DeltaParts:
         return whole and alike and heads and vectors and sizes.value_heads % sizes.key_heads == 0
 
 
-class NativeDelta:
+class NativeDelta(NativeRecurrentLayer):
     """The call for one layer. All tensors are on the CPU; the parts must `fit`, and the library multiply all
-    weights."""
+    weights. The state is (VH, K, V)."""
+
+    has_state = True
 
     def __init__(self, library: NativeLibrary, parts: DeltaParts) -> None:
-        self.library = library
-        self.sizes = parts.sizes
         products = Parts([(one.weight, one.begin, one.end) for one in parts.rows])
         places = (_INT * len(parts.rows))(*(one.place for one in parts.rows))
-        self._held = parts, products, places  # keeps the memory alive that the fields point to
-        self._fields = _DeltaLayer(
+        fields = _DeltaLayer(
             parts.out.shape[0], *parts.sizes, parts.taps.shape[0], len(parts.rows), ctypes.addressof(products.fields),
-            ctypes.addressof(places), parts.taps.data_ptr(), None if parts.bias is None else parts.bias.data_ptr(),
-            parts.rate.data_ptr(), parts.shift.data_ptr(), norm_fields(parts.norm),
-            Parts([(parts.out, 0, parts.out.shape[0])]).fields,
+            ctypes.addressof(places), parts.taps.data_ptr(), address(parts.bias), parts.rate.data_ptr(),
+            parts.shift.data_ptr(), norm_fields(parts.norm), rows_of(parts.out),
         )  # fmt: skip
-        self._address = ctypes.addressof(self._fields)
-
-    def __call__(self, x: Tensor, kept: Tensor, state: Tensor) -> Tensor:
-        """x (1, 1, K), contiguous, fp32 or bf16 -> (1, 1, K).
-
-        Updates in place, both contiguous: `kept` (R, C) of x's type, the previous inputs of the convolution, and
-        `state` (VH, K, V) of fp32.
-        """
-        memory = _Memory(kept.data_ptr(), kept.shape[0], state.data_ptr())
-        out = torch.empty_like(x)
-        self.library.delta_layer(self._address, x, ctypes.addressof(memory), out)
-        return out
+        super().__init__(library, "delta", fields, (parts, products, places), parts.sizes)

@@ -141,8 +141,10 @@ class NativeLibrary:
         self._heads = library.hetegen_heads
         self._latent_layer_bytes = library.hetegen_latent_layer_bytes
         self._latent_layer = library.hetegen_latent_layer
-        self._delta_layer_bytes = library.hetegen_delta_layer_bytes
-        self._delta_layer = library.hetegen_delta_layer
+        self._recurrent_layer_bytes = library.hetegen_recurrent_layer_bytes
+        self._recurrent_layer = library.hetegen_recurrent_layer
+        self._block_bytes = library.hetegen_block_bytes
+        self._block = library.hetegen_block
         self._convolve = library.hetegen_convolve
         self._delta_rule = library.hetegen_delta_rule
         self._state_scan = library.hetegen_state_scan
@@ -336,13 +338,24 @@ class NativeLibrary:
         )
         return out
 
-    def delta_layer(self, layer: int, x: Tensor, memory: int, out: Tensor) -> None:
-        """Compute x (1, 1, K) through the layer and memory at these addresses, into `out`: see `native_delta`."""
-        scratch = torch.empty(self._delta_layer_bytes(layer, TYPES[x.dtype]), dtype=torch.uint8)
-        self._delta_layer(
-            self._isa, layer, x.data_ptr(), TYPES[x.dtype], memory, out.data_ptr(), scratch.data_ptr(),
+    def recurrent_layer(self, kind: int, layer: int, x: Tensor, memory: int) -> Tensor:
+        """Return (1, 1, K): x through the layer and memory at these addresses: see `native_recurrent_layer`."""
+        out, type = torch.empty_like(x), TYPES[x.dtype]
+        scratch = torch.empty(self._recurrent_layer_bytes(kind, layer, type), dtype=torch.uint8)
+        self._recurrent_layer(
+            self._isa, kind, layer, x.data_ptr(), type, memory, out.data_ptr(), scratch.data_ptr(),
             torch.get_num_threads(),
         )  # fmt: skip
+        return out
+
+    def block(self, block: int, x: Tensor, memory: int) -> Tensor:
+        """Return (1, 1, K): x through the decoder layer and memory at these addresses: see `native_block`."""
+        out, type, threads = torch.empty_like(x), TYPES[x.dtype], torch.get_num_threads()
+        scratch = torch.empty(self._block_bytes(self._isa, block, type, threads), dtype=torch.uint8)
+        self._block(
+            self._isa, block, x.data_ptr(), type, memory, out.data_ptr(), scratch.data_ptr(), threads
+        )  # fmt: skip
+        return out
 
     def convolve(self, call: int, nbytes: int) -> None:
         """Run the convolution described at address `call`: see `core.kernels.native_recurrent`."""
@@ -360,27 +373,6 @@ class NativeLibrary:
 def _threads_for(nbytes: int) -> int:
     """Return the thread count for work on `nbytes`; small work loses more by waiting for threads than it gains."""
     return torch.get_num_threads() if nbytes > ONE_THREAD_BYTES else 1
-
-
-def copy_past_caches(to: int, start: int, nbytes: int) -> None:
-    """Copy between two addresses with non-temporal stores; the GIL is released meanwhile."""
-    _copy()(to, start, nbytes)
-
-
-def copy_rows_past_caches(to: int, start: int, rows: int, nbytes: int, stride: int) -> None:
-    """Copy `rows` rows of `nbytes`, spaced `stride` bytes apart, to an address, end to end."""
-    if (compiled := library()) is not None:
-        compiled.hetegen_copy_rows(to, start, rows, nbytes, stride)
-        return
-    for row in range(rows):
-        ctypes.memmove(to + row * nbytes, start + row * stride, nbytes)
-
-
-@cache
-def _copy() -> Callable[[int, int, int], object]:
-    compiled = library()
-    copy: Callable[[int, int, int], object] = ctypes.memmove if compiled is None else compiled.hetegen_copy
-    return copy
 
 
 @cache

@@ -1,25 +1,15 @@
-"""Gated delta rule layers (Qwen3-Next, 3.5 and 3.6) as one call of our library per token.
-
-Besides its products, such a layer makes some thirty small calls per token. The layers are recognised by their parts'
-names and verified by trials. Several tokens at once, other caches and other types go to the layer's own forward.
-"""
+"""Recognises gated delta rule layers (Qwen3-Next, 3.5 and 3.6) by the names of their parts: see `fused_recurrent`."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-import torch
-from torch import Tensor, nn
-from transformers.cache_utils import Cache
+from torch import nn
 
 from core.kernels.native_delta import DeltaParts, DeltaSizes, NativeDelta, Rows
 from core.kernels.native_layer import NormParts
 from core.layers import recurrent_layers
-from core.layers.kv_cache import cache_argument
-from core.layers.recurrent_cache import RecurrentLayer
-from core.layers.recurrent_trials import NEAR
-from core.layers.trials import MISFITS, near
 from core.offload.hetero_linear import HostLinear
 from core.offload.host_weight import common_library
 
@@ -29,60 +19,9 @@ BY_HEAD = ("in_proj_qkvz", "in_proj_ba")
 OTHERS = {"conv1d", "norm", "out_proj"}
 SIZES = ("num_k_heads", "num_v_heads", "head_k_dim", "head_v_dim")
 """The layers' attributes for the fields of `DeltaSizes`."""
-TRIED_TOKENS = 4
 
 
-class FusedDelta:
-    """The forward of one layer: ours for a single token after others, otherwise its own."""
-
-    def __init__(self, layer: Any, native: NativeDelta, dtype: torch.dtype) -> None:
-        self.own = layer.forward
-        self._native = native
-        self._dtype = dtype
-        self._index = layer.layer_idx
-        self.cache_name = cache_argument(layer)
-
-    def __call__(self, hidden_states: Tensor, *args: Any, **kwargs: Any) -> Any:
-        """(1, T, K) -> (1, T, K)."""
-        memory = None if args else self._memory(hidden_states, kwargs)
-        if memory is None:
-            return self.own(hidden_states, *args, **kwargs)
-        return self._native(hidden_states, *memory)
-
-    def _memory(self, x: Tensor, kwargs: Mapping[str, Any]) -> tuple[Tensor, Tensor] | None:
-        """Return the convolution's and the recurrent state for x (1, T, K), if ours takes them; otherwise None."""
-        cache, masked = kwargs.get(self.cache_name), kwargs.get("attention_mask") is not None
-        if masked or x.shape[:2] != (1, 1) or x.dtype is not self._dtype or x.device.type != "cpu" or cache is None:
-            return None
-        inputs, state = (own(self._index, state_idx=0) for own in (cache.get_conv_state, cache.get_recurrent_state))
-        if inputs is None or state is None or cache.is_recording_past(self._index) or not x.is_contiguous():
-            return None
-        kept = inputs.transpose(1, 2)
-        fits = kept.dtype is x.dtype and kept.is_contiguous() and recurrent_layers.is_state(state)
-        return (kept[0], state[0]) if fits and kept.device.type == "cpu" else None
-
-
-def adopt(root: Any) -> None:
-    """Replace the forward of all such layers of a loaded tree on the CPU whose functions are already ours."""
-    sound: dict[tuple[object, ...], bool] = {}
-    for layer in root.modules():
-        if not recurrent_layers.is_replaced(layer) or (native := _native(layer)) is None:
-            continue
-        fused, kind = FusedDelta(layer, native, root.dtype), (type(layer), native.sizes)
-        if kind not in sound:
-            sound[kind] = _agrees(layer, fused, root.dtype)
-        if sound[kind]:
-            layer.forward = fused
-
-
-def release(root: nn.Module) -> None:
-    """Restore the forwards that the layers had."""
-    for layer in root.modules():
-        if isinstance(fused := vars(layer).get("forward"), FusedDelta):
-            layer.forward = fused.own
-
-
-def _native(layer: Any) -> NativeDelta | None:
+def recognise(layer: Any) -> NativeDelta | None:
     """Return the layer's native call; None if it has unknown parts."""
     linears = [child for child in layer.children() if isinstance(child, HostLinear)]
     numbers = [getattr(layer, name, None) for name in SIZES]
@@ -138,24 +77,3 @@ def _parts(layer: Any, sizes: DeltaSizes, rows: list[Rows]) -> DeltaParts | None
     rate, shift = -layer.A_log.detach().float().exp(), layer.dt_bias.detach().float().contiguous()
     norm = NormParts(gain.detach().float().contiguous(), eps[0], rounded=True)
     return DeltaParts(sizes, rows, taps, bias, rate.contiguous(), shift, norm, layer.out_proj.host.weight)
-
-
-@torch.inference_mode()
-def _agrees(layer: Any, fused: FusedDelta, dtype: torch.dtype) -> bool:
-    """Return whether both give the same for a token after others, and leave the same states."""
-    generator = torch.Generator().manual_seed(0)
-    x = torch.randn(1, TRIED_TOKENS, layer.out_proj.host.rows, generator=generator).to(dtype)
-    before, last = x[:, :-1].contiguous(), x[:, -1:].contiguous()
-    results = []
-    try:
-        for forward in (fused.own, fused):
-            cache = Cache(layers=[RecurrentLayer() for _ in range(layer.layer_idx + 1)])
-            fused.own(before, **{fused.cache_name: cache})
-            made = forward(last, **{fused.cache_name: cache})
-            held = cache.layers[-1]
-            results.append((made, held.conv_states[0], held.recurrent_states[0]))
-    except MISFITS:
-        return False
-    finally:
-        layer.out_proj.inputs.forget()
-    return all(near(found, expected, NEAR[dtype]) for expected, found in zip(*results, strict=True))

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from core.accelerators.base import Accelerator, DeviceEvent
-from core.kernels.native_library import copy_past_caches
+from core.kernels.native_copy import copy_past_caches
 from core.layers.expert_cache import ExpertCache
 from core.offload.host_weight import HostWeight
 from core.offload.parameter_manager import follow

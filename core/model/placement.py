@@ -16,10 +16,11 @@ from torch import Tensor, nn
 from core.accelerators.base import Accelerator
 from core.layers import (
     attention,
-    delta_layers,
+    fused_blocks,
     fused_experts,
     fused_layers,
     fused_mixtures,
+    fused_recurrent,
     fused_routers,
     latent_attention,
     latent_layers,
@@ -76,7 +77,8 @@ class HostPlacement:
         self.runs = fused_layers.adopt(self._layers)
         self.straight = straight_pass(module, self.runs, self._layers)
         recurrent_layers.adopt(module)
-        delta_layers.adopt(module)
+        fused_recurrent.adopt(module)
+        fused_blocks.adopt(self._layers)
         latent_attention.adopt(module)
         latent_layers.adopt(module)
 
@@ -104,7 +106,7 @@ class HostPlacement:
         fused_layers.release(self._layers)
         fused_mixtures.release(self._module)
         fused_routers.release(self._module)
-        delta_layers.release(self._module)
+        fused_recurrent.release(self._module)
         recurrent_layers.release(self._module)
         latent_layers.release(self._module)
         latent_attention.release(self._module)
@@ -125,7 +127,7 @@ class DevicePlacement:
         experts, fused = fused_experts.take(module), fused_layers.take(layers)
         fused_mixtures.release(module)
         fused_routers.release(module)
-        delta_layers.release(module)
+        fused_recurrent.release(module)
         recurrent_layers.release(module)
         latent_layers.release(module)
         self.accelerator = accelerator

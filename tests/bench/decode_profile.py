@@ -32,6 +32,8 @@ KERNELS = {
     "_layers": "layers that follow each other",
     "_layer_begin": "layers, up to attention",
     "_layer_end": "layers, from attention on",
+    "_block": "layers with a recurrence",
+    "_recurrent_layer": "recurrences",
     "_matmul": "matmuls",
     "_prepare": "quantising inputs",
     "_attention": "attention",

@@ -1,32 +1,24 @@
 /* A gated delta rule layer for one token in one call: projections -> causal convolution -> gated delta rule -> norm, times
  * an activated gate -> output projection. Intermediate results are rounded to the type of x wherever torch does. */
+#include "gated_norm.h"
 #include "norms.h"
 #include "recurrent.h"
 
 /* All fields have 8 bytes. A row of projections consists of q [key_heads][key_dim], k likewise, v [value_heads][value_dim],
  * the gate likewise, and for each value head b (write strength) and a (decay). Any rows of weights may produce any range of
  * it: `fields` [parts][PART_FIELDS] as in hetegen_matmul, `places` [parts] with the start of each part's results. */
-typedef struct {
+struct DeltaLayer {
     int64_t hidden, key_heads, value_heads, key_dim, value_dim, taps, parts;
     const int64_t *fields, *places;
     const float *weight, *bias; /* of the convolution of q, k and v */
     const float *rate, *shift;  /* [value_heads]: decay = exp(rate * softplus(a + shift)) */
     NormOf norm;                /* of each head's result */
     int64_t out[PART_FIELDS];
-} DeltaLayer;
-
-/* The layer's state: the last [kept_rows] inputs of the convolution, and the state of the delta rule. */
-typedef struct {
-    void *kept;
-    int64_t kept_rows;
-    float *state;
-} Memory;
+};
 
 static int64_t values_of(const DeltaLayer *l) { return l->value_heads * l->value_dim; }
 
 static int64_t channels_of(const DeltaLayer *l) { return 2 * l->key_heads * l->key_dim + values_of(l); }
-
-INLINE float softplus(float x) { return x > 20.0f ? x : log1pf(expf(x)); }
 
 /* Compute decay and beta [value_heads] from b and a, which start at `taken_over` in a row of projections. */
 INLINE void decide(const DeltaLayer *l, const void *taken_over, float *decay, float *beta, const int type) {
@@ -37,30 +29,12 @@ INLINE void decide(const DeltaLayer *l, const void *taken_over, float *decay, fl
     }
 }
 
-/* Normalise each head of x [value_heads][value_dim] and multiply it with the activated gate, in place. */
-INLINE void open_heads(const DeltaLayer *l, void *x, const void *gate, const int type) {
-    for (int64_t head = 0, at = 0; head < l->value_heads; head++, at += l->value_dim) {
-        float sum = 0;
-        SIMD_SUM(sum)
-        for (int64_t i = 0; i < l->value_dim; i++) sum += widened(x, at + i, type) * widened(x, at + i, type);
-        float by = 1.0f / sqrtf(sum / (float)l->value_dim + (float)l->norm.eps);
-        SIMD
-        for (int64_t i = 0; i < l->value_dim; i++) {
-            float normed = rounded(l->norm.gain[i] * rounded(widened(x, at + i, type) * by, type), type);
-            store(x, at + i, normed * activated(widened(gate, at + i, type), SILU), type);
-        }
-    }
-}
-
 typedef struct {
-    void (*open)(const DeltaLayer *l, void *x, const void *gate, int type);
+    OpenGroups *open;
 } Loops;
 
-#define LOOPS(name, isa)                                                                       \
-    isa static void name##_open(const DeltaLayer *l, void *x, const void *gate, int type) {    \
-        if (type == TYPE_F32) open_heads(l, x, gate, TYPE_F32);                                \
-        else open_heads(l, x, gate, TYPE_BF16);                                                \
-    }                                                                                          \
+#define LOOPS(name, isa)           \
+    OPEN_GROUPS(name##_open, isa)  \
     static const Loops name = {name##_open};
 #include "loops.h"
 
@@ -79,17 +53,17 @@ static void multiply(const Run *r, const DeltaLayer *l, const void *x, uint8_t *
     }
 }
 
-/* The bytes of scratch memory that hetegen_delta_layer needs. */
-EXPORT int64_t hetegen_delta_layer_bytes(const DeltaLayer *l, int type) {
+/* The bytes of scratch memory that delta_layer needs. */
+int64_t delta_layer_bytes(const DeltaLayer *l, int type) {
     int64_t item = item_bytes(type), row = channels_of(l) + values_of(l) + 2 * l->value_heads;
     int64_t listed = aligned(any_input_bytes(1, most(l->hidden, values_of(l)))) + aligned(l->parts * (int64_t)sizeof(Part));
     int64_t floats = aligned(2 * l->key_heads * l->key_dim * 4) + 2 * aligned(l->value_heads * 4);
     return listed + aligned(row * item) + aligned(channels_of(l) * item) + aligned(values_of(l) * item) + floats;
 }
 
-/* x and out: [hidden] of `type`, fp32 or bf16; scratch: hetegen_delta_layer_bytes, 64-byte aligned. */
-EXPORT void hetegen_delta_layer(int isa, const DeltaLayer *l, const void *x, int type, const Memory *memory, void *out,
-                                void *scratch, int threads) {
+/* x and out: [hidden] of `type`, fp32 or bf16; scratch: delta_layer_bytes, 64-byte aligned. */
+void delta_layer(int isa, const DeltaLayer *l, const void *x, int type, const Memory *memory, void *out, void *scratch,
+                 int threads) {
     Run r = {isa, type, threads, 1};
     int64_t channels = channels_of(l), values = values_of(l), keys = l->key_heads * l->key_dim;
     uint8_t *at = scratch, *prepared = taken(&at, any_input_bytes(1, most(l->hidden, values)));
@@ -109,6 +83,7 @@ EXPORT void hetegen_delta_layer(int isa, const DeltaLayer *l, const void *x, int
                mixed + size_of(&r, keys), mixed + size_of(&r, 2 * keys), decay, beta, memory->state, memory->state, seen,
                unit, type};
     hetegen_delta_rule(isa, &d, threads);
-    loops_of(isa)->open(l, seen, gate, type);
+    Gated heads = {l->value_heads, l->value_dim, l->norm.gain, 0, (float)l->norm.eps, (int)l->norm.rounded, 1};
+    loops_of(isa)->open(&heads, seen, gate, type);
     product(&r, 1, l->out, seen, values, prepared, out);
 }

@@ -82,7 +82,7 @@ static int has_tiles(void) { return 0; }
 EXPORT int hetegen_attends_short(void) { return !has_tiles(); }
 
 /* Changes with every change of the exported calls: Python rejects a library left over from another version. */
-EXPORT int hetegen_version(void) { return 26; }
+EXPORT int hetegen_version(void) { return 27; }
 
 EXPORT int hetegen_supports(int isa) { return kernels_of(isa) != NULL && supported(isa); }
 

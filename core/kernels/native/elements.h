@@ -21,6 +21,8 @@ INLINE int64_t item_bytes(const int type) { return type == TYPE_F32 ? 4 : 2; }
 
 INLINE float sigmoid(float x) { return 1.0f / (1.0f + exponential(-x)); }
 
+INLINE float softplus(float x) { return x > 20.0f ? x : log1pf(expf(x)); }
+
 INLINE float activated(float x, const int64_t activation) {
     if (activation == SILU) return x / (1.0f + exponential(-x));
     float inner = 0.7978845608f * (x + 0.044715f * x * x * x);

@@ -19,12 +19,8 @@ INLINE void gate_all(const void *gate, const void *up, void *to, int64_t count, 
     }
 }
 
-/* Both loops specialised by type, as part of a file's LOOPS, which loops.h compiles for each instruction set. */
-#define GATED_LOOPS(name, isa)                                                                                  \
-    isa static void name##_add(const void *a, const void *b, float factor, void *to, int64_t count, int type) { \
-        if (type == TYPE_F32) add_all(a, b, factor, to, count, TYPE_F32);                                       \
-        else add_all(a, b, factor, to, count, TYPE_BF16);                                                       \
-    }                                                                                                           \
+/* The loops specialised by type, as part of a file's LOOPS, which loops.h compiles for each instruction set. */
+#define GATE_LOOP(name, isa)                                                                                    \
     isa static void name##_gate(const void *gate, const void *up, void *to, int64_t count, int64_t activation,  \
                                 int type) {                                                                     \
         if (type == TYPE_F32 && activation == SILU) gate_all(gate, up, to, count, SILU, TYPE_F32);              \
@@ -32,5 +28,11 @@ INLINE void gate_all(const void *gate, const void *up, void *to, int64_t count, 
         else if (activation == SILU) gate_all(gate, up, to, count, SILU, TYPE_BF16);                            \
         else gate_all(gate, up, to, count, GELU_TANH, TYPE_BF16);                                               \
     }
+#define GATED_LOOPS(name, isa)                                                                                  \
+    isa static void name##_add(const void *a, const void *b, float factor, void *to, int64_t count, int type) { \
+        if (type == TYPE_F32) add_all(a, b, factor, to, count, TYPE_F32);                                       \
+        else add_all(a, b, factor, to, count, TYPE_BF16);                                                       \
+    }                                                                                                           \
+    GATE_LOOP(name, isa)
 
 #endif

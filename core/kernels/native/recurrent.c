@@ -118,19 +118,6 @@ INLINE void delta_block(const Delta *d, int64_t index, const int type) {
 
 /* ---- Mamba-2 ---- */
 
-/* For each head: S = decay S + (step x) b'; out = S c + skip x. Strides are between tokens. */
-typedef struct {
-    int64_t rows, heads, groups, dim, states, x_stride, b_stride, c_stride;
-    const void *x, *b, *c;
-    const float *step, *decay; /* [rows][heads] */
-    const float *skip;         /* [heads] or NULL */
-    const float *before;       /* [heads][dim][states], NULL = zeros */
-    float *after;              /* the same; may be `before` */
-    void *out;                 /* [rows][heads][dim] */
-    float *wide;               /* scratch: [rows][groups][2][states], b and c in fp32 */
-    int type, out_type;
-} Scan;
-
 INLINE void widen_states(const Scan *s, int64_t row, const int type) {
     for (int64_t group = 0; group < s->groups; group++) {
         float *b = s->wide + (row * s->groups + group) * 2 * s->states, *c = b + s->states;

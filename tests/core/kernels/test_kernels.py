@@ -13,7 +13,8 @@ from torch import Tensor
 
 from core.kernels.matmul import BatchedMatmul, Kernel, bucket, host_matmul, kernels_for
 from core.kernels.native_abi import instruction_sets, library_files
-from core.kernels.native_library import MOST_FEW, Parts, copy_past_caches, open_library
+from core.kernels.native_copy import copy_past_caches
+from core.kernels.native_library import MOST_FEW, Parts, open_library
 from core.kernels.prepared_input import HostInput
 from core.kernels.quantize import quantize
 from core.kernels.quantized_weight import QuantizedWeight

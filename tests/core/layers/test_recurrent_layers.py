@@ -11,7 +11,7 @@ from torch import nn
 from transformers.models.lfm2 import modeling_lfm2
 
 from core.kernels.native_abi import instruction_sets
-from core.layers import delta_layers, recurrent_layers
+from core.layers import fused_recurrent, recurrent_layers
 from core.layers.recurrent_layers import MARK, NAMES, RecurrentFunctions
 from tests.core.families import make_model, reference_tokens
 from tests.core.greedy import GreedyPath, random_prompt
@@ -63,7 +63,7 @@ def test_the_functions_of_these_families_are_ours(
     assert replaced(path.module) == REPLACED[family]
     path.tokens(PROMPT, 4)
     assert not called, "ours take all that these layers ask for"
-    delta_layers.release(path.module)
+    fused_recurrent.release(path.module)
     recurrent_layers.release(path.module)
     assert not replaced(path.module)
 
