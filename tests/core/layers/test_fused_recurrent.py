@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import pytest
@@ -15,8 +16,10 @@ from transformers.models.lfm2 import modeling_lfm2
 from transformers.models.qwen3_5 import modeling_qwen3_5
 
 from core.kernels.native_abi import instruction_sets
-from core.layers import fused_recurrent
+from core.kernels.native_library import open_library
+from core.layers import delta_layers, fused_blocks, fused_recurrent, short_layers, state_layers
 from core.layers.fused_recurrent import FusedRecurrent
+from core.model.blueprint import decoder_layers
 from tests.core.families import make_model, reference_tokens
 from tests.core.greedy import OPTIONS, GreedyPath, random_prompt
 from tests.core.layers.fused import count_own, forwards
@@ -53,7 +56,7 @@ def vary_vectors(folder: Path) -> None:
     draw = torch.Generator().manual_seed(7)
     for file in folder.glob("*.safetensors"):
         varied = {
-            name: one + 0.2 * torch.randn(one.shape, generator=draw) if one.dim() == 1 else one
+            name: one + 0.2 * torch.randn(one.shape, generator=draw).to(one.dtype) if one.dim() == 1 else one
             for name, one in load_file(file).items()
         }
         save_file(varied, file, {"format": "pt"})
@@ -87,6 +90,7 @@ def test_formats_that_our_library_multiplies(kind: str, format: Any, dtype: torc
     family, count, changes = FAMILIES[kind]
     make_model(family, tmp_path, dtype, **changes)
     path = GreedyPath(tmp_path, replace(OPTIONS, format=format))
+    fused_blocks.release(decoder_layers(path.module))
     layers = fused(path.module)
     assert len(layers) == (0 if format == "bf16" and dtype is torch.float32 else count)
     own = count_own(layers)
@@ -95,6 +99,38 @@ def test_formats_that_our_library_multiplies(kind: str, format: Any, dtype: torc
     fused_recurrent.release(path.module)
     path.cache.reset()
     assert path.tokens(PROMPT, 3) == ours[:3]
+
+
+@pytest.mark.parametrize("isa", instruction_sets())
+@pytest.mark.parametrize(("kind", "room"), [("qwen3_5_text", delta_layers), ("lfm2", short_layers)])
+def test_every_instruction_set_computes_layers_of_odd_sizes(
+    kind: str, room: ModuleType, isa: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _compute_odd_sizes(FAMILIES[kind], {"hidden_size": 72}, room, isa, tmp_path, monkeypatch)
+
+
+@pytest.mark.parametrize("isa", instruction_sets())
+@pytest.mark.parametrize(
+    "norm", [{}, {"mamba_rms_norm": True}, {"mamba_rms_norm": True, "mamba_norm_before_gate": False}]
+)
+def test_every_instruction_set_computes_mamba_2_of_odd_sizes(
+    norm: dict[str, bool], isa: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sizes = {"hidden_size": 72, "mamba_d_ssm": 60, "mamba_d_head": 15, "mamba_d_state": 13}
+    _compute_odd_sizes(FAMILIES["falcon_h1"], sizes | norm, state_layers, isa, tmp_path, monkeypatch)
+
+
+def _compute_odd_sizes(
+    family: tuple[str, int, dict[str, Any]], sizes: dict[str, Any], room: ModuleType, isa: str, folder: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    """Load a model whose layers of one kind use this instruction set: they are ours only if they agree with torch."""
+    name, count, changes = family
+    monkeypatch.setattr(room, "common_library", lambda *_: open_library(isa))
+    make_model(name, folder, torch.bfloat16, **(changes | sizes))
+    vary_vectors(folder)
+    path = GreedyPath(folder, replace(OPTIONS, format="int8"))
+    assert len(fused(path.module)) == count
 
 
 @pytest.mark.parametrize("kind", ["granitemoehybrid", "falcon_h1 gate, norm", "lfm2"])
