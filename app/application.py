@@ -86,15 +86,15 @@ class Application(QObject):
         self.toolbox = Toolbox(self._places.config / "tools.json", system_keyring, self._places.logs / "tools")
         self.long = LongDocuments(self.chat, lambda: self.session.state)
         self.session = Session(self.worker, self.chat, self.toolbox, self._sampling, self.long.parts, self._keeps)
-        self.library = Library(self._places.conversations, self.chat, self._system_prompt)
+        self.library = Library(
+            self._places.conversations, self.chat, self._system_prompt, lambda: self.session.answered
+        )
         self.observer = Observer()
         self.telemetry = Telemetry()
         self.window = MainWindow(self.theme, self.chat)
         self.sidebar, self.live = Sidebar(self.theme), LiveView(self.theme)
         self.models = ModelController(self.theme, self._places, self._settings, self._options, self.window)
-        self.attachments = Attachments(
-            self.window, self.worker, self.session, self.long, lambda: self._sampling().max_new_tokens
-        )
+        self.attachments = Attachments(self.window, self.worker, self.session, self.long, self._longest_reply)
         self.welcome = WelcomeController(
             self.window.empty, Recommender(late_fit_check(self._options), recommended(assets()))
         )
@@ -189,6 +189,7 @@ class Application(QObject):
         sidebar.opened.connect(library.open)
         sidebar.renamed.connect(library.rename)
         sidebar.pinned.connect(library.pin)
+        sidebar.deleted.connect(self.session.forget)
         sidebar.deleted.connect(library.delete)
         sidebar.undeleted.connect(library.undelete)
         sidebar.delete_expired.connect(library.purge)
@@ -197,6 +198,7 @@ class Application(QObject):
         sidebar.export_requested.connect(self.commands.export)
         sidebar.import_requested.connect(self.commands.import_file)
         self.chat.added.connect(self._mark_open)
+        self.chat.opened.connect(self._mark_open)
         self.telemetry.sampled.connect(self.live.show_sample)
         self.telemetry.sampled.connect(observer.on_sample)
         self.telemetry.sampled.connect(self.welcome.on_sample)
@@ -282,8 +284,11 @@ class Application(QObject):
     def _options(self) -> LoadOptions:
         return self.preferences.options(self._begun_with.options)
 
-    def _sampling(self) -> Sampling:
-        return PRESETS.get(self.chat.conversation.preset) or self.preferences.settings.sampling()
+    def _sampling(self, conversation: Conversation) -> Sampling:
+        return PRESETS.get(conversation.preset) or self.preferences.settings.sampling()
+
+    def _longest_reply(self) -> int | None:
+        return self._sampling(self.chat.conversation).max_new_tokens
 
     def _keeps(self) -> bool:
         return self.preferences.settings.keep_readings
@@ -344,6 +349,7 @@ class Application(QObject):
         window.status.show_state(state)
         window.notices.show_state(state)
         window.composer.show_state(state)
+        self.sidebar.set_answered(state.answered if state.busy else "")
 
     @Slot(object)
     def _on_sample(self, sample: Sample) -> None:
@@ -352,17 +358,17 @@ class Application(QObject):
 
     @Slot(object, str)
     def _on_opening(self, conversation: Conversation, turn: str) -> None:
-        self.session.show(conversation)
-        self.sidebar.set_current(conversation.id)
+        self.chat.show(conversation)
         if turn:
             # The user came from the search: scroll to the hit.
             self.window.transcript.show_turn(turn)
             self.window.composer.take_focus()
 
-    @Slot(object)
-    def _mark_open(self, turn: Turn) -> None:
+    @Slot()
+    def _mark_open(self) -> None:
         self.sidebar.set_current(self.chat.conversation.id)
 
     @Slot(object)
     def _on_finished(self, turn: Turn) -> None:
-        self.window.announce(turn.content)
+        if self.session.answered is self.chat.conversation:
+            self.window.announce(turn.content)

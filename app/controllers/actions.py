@@ -76,7 +76,7 @@ class Actions(QObject):
         """Carry out an action of the window by its id."""
         match action:
             case "new_chat":
-                self._session.show(self._library.new())
+                self._chat.show(self._library.new())
                 self._window.composer.take_focus()
             case "open_file":
                 self._window.ask_for_model_file()
@@ -126,6 +126,8 @@ class Actions(QObject):
                 self._session.reload()
             case "former":
                 self._session.load_former()
+            case "answered":
+                self._library.open(self._session.answered.id, "")
             case "regenerate" if rows:
                 self._session.regenerate(self._chat.turn(rows - 1).id)
             case "attach":
@@ -176,7 +178,7 @@ class Actions(QObject):
     @Slot(str, str)
     def wish(self, action: str, id: str) -> None:
         """Carry out a button under a turn."""
-        if action in ("previous", "next") and not self._session.state.busy:
+        if action in ("previous", "next") and not self._session.state.busy_here:
             self._chat.switch(id, -1 if action == "previous" else 1)
         elif action == "regenerate":
             self._session.regenerate(id)

@@ -229,7 +229,7 @@ class Attachments(QObject):
     def _used(self) -> int:
         """Tokens of the conversation so far: the engine's figure, otherwise an estimate."""
         state = self._session.state
-        if state.stats is not None and state.stats.context_used:
+        if state.stats is not None and state.stats.context_used and not state.elsewhere:
             return state.stats.context_used
         return sum(tokens_about(message.content) for message in self._session.so_far())
 

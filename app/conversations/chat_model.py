@@ -1,4 +1,7 @@
-"""The open conversation as a Qt list model. Pieces of a running reply are merged on a short timer."""
+"""The open conversation as a Qt list model. Pieces of a running reply are merged on a short timer.
+
+The running reply may belong to another conversation: then no row changes, and only the store hears of it.
+"""
 
 from __future__ import annotations
 
@@ -19,12 +22,12 @@ Index = QModelIndex | QPersistentModelIndex
 class ChatModel(QAbstractListModel):
     """List model whose rows are the turns of the path shown. While a reply streams, each flush changes one row once.
 
-    Signals: `opened` when another conversation is shown; `added(Turn)` for a new turn and `saved(Turn)` for a changed
-    one, for the store; `chose(Turn)` when another version is shown.
+    Signals: `opened` when another conversation is shown; `added(Conversation, Turn)` for a new turn and `saved(Turn)`
+    for a changed one, for the store; `chose(Turn)` when another version is shown.
     """
 
     opened = Signal()
-    added = Signal(object)
+    added = Signal(object, object)
     saved = Signal(object)
     chose = Signal(object)
 
@@ -68,7 +71,7 @@ class ChatModel(QAbstractListModel):
         return self._running
 
     def show(self, conversation: Conversation) -> None:
-        """Show another conversation."""
+        """Show another conversation; the running reply goes on in its own."""
         self.flush()
         self.beginResetModel()
         self.conversation = conversation
@@ -76,11 +79,13 @@ class ChatModel(QAbstractListModel):
         self.endResetModel()
         self.opened.emit()
 
-    def add(self, turn: Turn) -> Turn:
-        """Add a turn to the conversation; the path then runs through it."""
-        self.conversation.add(turn)
-        self._repath()
-        self.added.emit(turn)
+    def add(self, turn: Turn, conversation: Conversation | None = None) -> Turn:
+        """Add a turn to a conversation, None = the one shown; the path then runs through it."""
+        conversation = conversation or self.conversation
+        conversation.add(turn)
+        if conversation is self.conversation:
+            self._repath()
+        self.added.emit(conversation, turn)
         return turn
 
     def switch(self, id: str, step: int) -> None:
@@ -91,7 +96,7 @@ class ChatModel(QAbstractListModel):
             self.chose.emit(self.conversation.turn(chosen))
 
     def start_reply(self, turn: Turn) -> None:
-        """Begin a reply: further pieces go to this turn, which must be in the conversation."""
+        """Begin a reply: further pieces go to this turn, which was added before."""
         self._running = turn
         turn.end = ""
         self._thinking_since = None

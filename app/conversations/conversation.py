@@ -27,8 +27,9 @@ PARTS = "parts"
 class Turn:
     """One message.
 
-    `end`: how a reply ended ("" while it runs); `receipt`: its figures by name. A turn with the role `tool` is one call
-    of the reply before it (`call`) with its result, and its `end` is the state of that call.
+    `end`: how a reply ended ("" while it runs), or the wait of a question that got no reply; `receipt`: its figures by
+    name. A turn with the role `tool` is one call of the reply before it (`call`) with its result, and its `end` is the
+    state of that call.
     """
 
     role: Role
@@ -104,6 +105,10 @@ class Conversation:
         """Return the number of this version, from 1, and the number of versions."""
         siblings = self._children[self._turns[id].parent]
         return siblings.index(id) + 1, len(siblings)
+
+    def has_reply(self, id: str) -> bool:
+        """Whether any turn follows this one."""
+        return bool(self._children.get(id))
 
     def switch(self, id: str, step: int) -> str:
         """Choose the version `step` places beside this turn, stopping at the ends; return its id."""

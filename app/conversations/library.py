@@ -38,9 +38,16 @@ class Library(QObject):
     notice = Signal(object)
     _reported = Signal(object)
 
-    def __init__(self, path: Path, chat: ChatModel, system: Callable[[], str]) -> None:
+    def __init__(
+        self,
+        path: Path,
+        chat: ChatModel,
+        system: Callable[[], str],
+        answered: Callable[[], Conversation] = Conversation,
+    ) -> None:
+        """`answered`: the conversation of the last question, whose reply may still be written."""
         super().__init__()
-        self._chat, self._system = chat, system
+        self._chat, self._system, self._answered = chat, system, answered
         # The store may report from its own thread; a queued signal brings the report here.
         self._reported.connect(self._on_report)
         self._early: list[notices.Notice] = []
@@ -74,17 +81,22 @@ class Library(QObject):
         if self._store is None or (id == self._chat.conversation.id and not turn):
             return
         try:
-            conversation = self._store.load(id)
+            conversation = self._answered() if self._answered().id == id else self._load(self._store, id)
         except HeteGenError as error:
             self.notice.emit(notices.for_error(error))
             return
-        for each in conversation.turns():
-            if each.role in ("assistant", "tool") and not each.end:
-                each.end = "stopped"
-        conversation.preset = str(self._store.entry(id).options.get("preset", ""))
         if turn:
             conversation.choose(turn)
         self.opening.emit(conversation, turn)
+
+    def _load(self, store: Store, id: str) -> Conversation:
+        """Load a conversation; what waited or ran in it ended with the program."""
+        conversation = store.load(id)
+        for each in conversation.turns():
+            if not each.end and (each.role != "user" or not conversation.has_reply(each.id)):
+                each.end = "stopped"
+        conversation.preset = str(store.entry(id).options.get("preset", ""))
+        return conversation
 
     @Slot(str, str)
     def describe(self, system: str, preset: str) -> None:
@@ -206,11 +218,10 @@ class Library(QObject):
         if saved.pinned:
             store.pin(conversation.id, pinned=True)
 
-    @Slot(object)
-    def _on_added(self, turn: Turn) -> None:
+    @Slot(object, object)
+    def _on_added(self, conversation: Conversation, turn: Turn) -> None:
         if self._store is None:
             return
-        conversation = self._chat.conversation
         if turn.parent is None and (conversation.system or conversation.preset):
             self._store.put(conversation, {"preset": conversation.preset})
         self._store.add(conversation.id, turn)

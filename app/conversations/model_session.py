@@ -69,9 +69,12 @@ class ModelSession(QObject):
         if self.state.phase not in ("empty", "loading"):
             self.former, self._former_answers = self.state, True
         self.wished = Wished(source, options)
-        loading = State("loading", source, loading=Loading("start", 0), options=options)
         begun = self.state.begun or self.state.stats is not None
-        self._set(replace(loading, asked=self.state.asked, begun=begun))
+        begins = Loading("start", 0)
+        self.change(
+            phase="loading", source=source, model=None, loading=begins, prefill=None, stats=None, begun=begun,
+            options=options,
+        )  # fmt: skip
 
     def cancel_load(self) -> None:
         """Cancel the running load."""
@@ -158,8 +161,8 @@ class ModelSession(QObject):
             self.change(phase="empty", loading=None, model=None, asked=False)
         elif self._former_answers:
             phase: Phase = "resting" if former.model is None else "ready"
-            options, begun = former.options, self.state.begun
-            self._set(State(phase, former.source, former.model, begun=begun, options=options))
+            kept = {"source": former.source, "model": former.model, "options": former.options}
+            self.change(phase=phase, loading=None, asked=False, **kept)
             notice = notice if former.model is None else notices.with_model(notice, former.model.name)
         else:
             self.change(phase="empty", loading=None, model=None, asked=False)

@@ -1,6 +1,7 @@
 """Questions and replies: users' actions become worker commands; engine events change the chat and the `State`.
 
-Stands between the views and the worker, and knows no widgets. `model_session` decides which model answers.
+Stands between the views and the worker, and knows no widgets. `model_session` decides which model answers. One question
+is answered at a time, in its conversation, whichever conversation is shown meanwhile.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from app.conversations.chat_model import ChatModel
 from app.conversations.conversation import CALLED, PARTS, Conversation, Turn
 from app.conversations.model_session import ModelSession, failure_notice
 from app.conversations.tool_loop import CallCollector, ToolLoop
-from app.engine.app_state import Phase, State
+from app.engine.app_state import State
 from app.engine.worker import Worker
 from app.notices import notices
 from app.tools.toolbox import Toolbox
@@ -69,7 +70,7 @@ class Session(QObject):
         worker: Worker,
         chat: ChatModel,
         toolbox: Toolbox,
-        sampling: Callable[[], Sampling] = Sampling,
+        sampling: Callable[[Conversation], Sampling] = lambda conversation: Sampling(),
         find_parts: FindParts = no_parts,
         keeps: Callable[[], bool] = bool,
     ) -> None:
@@ -84,14 +85,18 @@ class Session(QObject):
         self._chat = chat
         self._sampling = sampling
         self._chat_ticket = 0
+        self.answered = Conversation()
+        """The conversation of the last question."""
         self._asked: Turn | None = None
-        """The question that waits for the model, or the reply to be continued."""
+        """Its question that waits for the model, or the reply to be continued."""
         self._asked_with = Sampling()
         """The sampling of the last request; the settings may change while its reply is written."""
         self.model.changed.connect(self.changed)
         self.model.notice.connect(self.notice)
         self.model.ready.connect(self._on_ready)
-        self.model.ended.connect(self._give_up)
+        self.model.ended.connect(self._on_load_ended)
+        self.tools.asks.connect(self._on_tool_asks)
+        chat.opened.connect(self._on_opened)
         worker.told.connect(self._on_event)
         worker.failed.connect(self._on_failed)
         worker.done.connect(self._on_done)
@@ -118,29 +123,43 @@ class Session(QObject):
             self.load(former.source, former.options)
 
     def retry(self) -> None:
-        """Write the last reply again."""
-        if self._chat.rowCount():
-            self.regenerate(self._chat.turn(self._chat.rowCount() - 1).id)
+        """Write the last reply again, also of a conversation that is not shown."""
+        if path := self.answered.path():
+            self._write_again(self.answered, path[-1])
 
     def stop(self) -> None:
-        """Stop the running reply, or give up the question that waits for a model."""
+        """Stop the reply of the conversation shown, or give up its question that waits for a model."""
+        if self.state.elsewhere:
+            return
         if self.tools.runs:
             self.tools.stop()
-            self.model.change(phase="ready")
+            self._rest(self.state.stats)
         elif self._asked is None:
             # Clients of the local server keep their replies.
             if self.state.phase != "loading":
                 self._worker.stop(self._chat_ticket)
         else:
-            self._asked = None
-            self._finish("stopped", {})
+            self._give_up("stopped")
             self.model.change(asked=False)
+
+    def forget(self, id: str) -> None:
+        """Stop what runs or waits in a conversation that is being deleted."""
+        if id != self.answered.id:
+            return
+        if self.state.busy:
+            self._worker.stop(self._chat_ticket)
+            self._leave_reply()
+            self._give_up("stopped")
+            self.model.change(asked=False)
+            if self.state.phase != "loading":
+                self._rest(None)
+        self.answered = Conversation()
 
     def end(self) -> None:
         """Stop everything at the end of the program; what was said so far is kept."""
         self._worker.stop_all()
         self.tools.stop()
-        self._asked = None
+        self._give_up("stopped")
         self._finish("stopped", {})
 
     def submit(self, text: str, attached: tuple[Document, ...] = (), in_parts: Collection[str] = ()) -> bool:
@@ -149,10 +168,7 @@ class Session(QObject):
         `in_parts`: the digests of attached documents that do not fit.
         """
         text = without_halves(text)
-        if not (text.strip() or any(each.picture for each in attached)) or self.state.busy:
-            return False
-        if self.state.phase == "empty":
-            self.notice.emit(notices.no_model())
+        if not (text.strip() or any(each.picture for each in attached)) or self.state.busy_here or not self._can_ask():
             return False
         rows = self._chat.rowCount()
         parent = self._chat.turn(rows - 1).id if rows else None
@@ -160,25 +176,20 @@ class Session(QObject):
 
     def regenerate(self, id: str) -> None:
         """Write another version of a reply; for a user's turn, of the reply to it."""
-        turn = self._chat.conversation.turn(id)
-        question = turn if turn.role == "user" else self._parent(turn)
-        self.model.wake()
-        if question is not None and self._free():
-            self._answer(question)
+        self._write_again(self._chat.conversation, self._chat.conversation.turn(id))
 
     def edit(self, id: str, text: str) -> bool:
         """Add a changed version beside a turn; a user's turn is then answered. False if it was not accepted."""
         old, text = self._chat.conversation.turn(id), without_halves(text.strip())
         if not text or text == old.content.strip():
             return False
-        if self.state.busy:
+        if self.state.busy_here:
             self.notice.emit(notices.reply_awaited())
             return False
         if old.role == "assistant":
             self._chat.add(Turn("assistant", text, end="edited", parent=old.parent))
             return True
-        self.model.wake()
-        if not self._free():
+        if not self._can_ask():
             return False
         before = self._chat.conversation.excerpts(id)
         in_parts = {each.document.digest for each in before if each.document in old.attached}
@@ -189,19 +200,8 @@ class Session(QObject):
         turn = self._chat.conversation.turn(id)
         if turn.role != "assistant":
             return
-        self.model.wake()
-        if self._free():
-            self._chat.start_reply(turn)
-            self._ask(turn)
-
-    def show(self, conversation: Conversation) -> None:
-        """Show another conversation. A running reply is stopped and kept."""
-        self.stop()
-        self._leave_reply()
-        self._chat.show(conversation)
-        phase: Phase = "ready" if self.state.phase in ("reading", "replying", "calling") else self.state.phase
-        begun = bool(self._chat.rowCount())
-        self.model.change(phase=phase, prefill=None, stats=None, begun=begun)
+        if self._can_ask() and not self.state.busy:
+            self._answer(self._chat.conversation, turn)
 
     @property
     def conversation(self) -> str:
@@ -213,10 +213,18 @@ class Session(QObject):
         path = self._chat.conversation.path()
         return self._chat.conversation.messages(path[-1].id) if path else ()
 
-    def _free(self) -> bool:
+    def _can_ask(self) -> bool:
+        """Whether a question can be asked in the conversation shown; the user is told why not."""
         if self.state.phase == "empty":
             self.notice.emit(notices.no_model())
-        return self.state.phase in ("ready", "loading") and not self.state.asked
+        elif self.state.elsewhere:
+            self.notice.emit(notices.answers_elsewhere())
+        return self.state.phase != "empty" and not self.state.elsewhere
+
+    @Slot()
+    def _on_opened(self) -> None:
+        stats = self.state.stats if self.state.busy else None
+        self.model.change(shown=self.conversation, begun=bool(self._chat.rowCount()), stats=stats)
 
     def _put(self, question: Turn, in_parts: Collection[str]) -> bool:
         """Ask a question together with its passages; False while they cannot be found yet."""
@@ -226,20 +234,23 @@ class Session(QObject):
             return False
         if parts:
             question.receipt[PARTS] = parts
-        self.model.wake()
-        self._answer(self._chat.add(question))
+        self._answer(self._chat.conversation, self._chat.add(question))
         return True
 
-    def _parent(self, turn: Turn) -> Turn | None:
-        return self._chat.conversation.turn(turn.parent) if turn.parent else None
+    def _write_again(self, conversation: Conversation, turn: Turn) -> None:
+        """Write another version of a reply; for a user's turn, of the reply to it."""
+        asked = turn.id if turn.role == "user" else turn.parent
+        if asked is not None and self._can_ask() and not self.state.busy:
+            self._answer(conversation, conversation.turn(asked))
 
-    def _answer(self, question: Turn) -> None:
-        reply = self._chat.add(Turn("assistant", parent=question.id))
-        self._chat.start_reply(reply)
-        self._ask(question)
-
-    def _ask(self, last: Turn) -> None:
+    def _answer(self, conversation: Conversation, last: Turn) -> None:
         """Have a question answered, or a reply continued, now or when the model is loaded."""
+        self.answered = conversation
+        self.model.change(answered=conversation.id)
+        if last.role == "user" and last.end:
+            last.end = ""
+            self._chat.changed(last)
+        self.model.wake()
         if self.state.phase == "loading":
             self._asked = last
             self.model.change(asked=True)
@@ -247,12 +258,13 @@ class Session(QObject):
             self._send(last)
 
     def _send(self, last: Turn) -> None:
-        messages = self._chat.conversation.messages(last.id)
-        self._asked_with = self._sampling()
+        conversation, goes_on = self.answered, last.role == "assistant"
+        messages = conversation.messages(last.id)
+        self._chat.start_reply(last if goes_on else self._chat.add(Turn("assistant", parent=last.id), conversation))
+        self._asked_with = self._sampling(conversation)
         self._calls = CallCollector()
-        goes_on = last.role == "assistant"
-        tools = () if goes_on else self.tools.offered(last)
-        kept = self._chat.conversation.id if self._keeps() else ""
+        tools = () if goes_on else self.tools.offered(conversation, last)
+        kept = conversation.id if self._keeps() else ""
         request = Request(messages, self._asked_with, continue_reply=goes_on, tools=tools, conversation=kept)
         self._chat_ticket = self._worker.chat(request)
         self.model.change(phase="reading", prefill=None, stats=None)
@@ -272,9 +284,15 @@ class Session(QObject):
             self._send(asked)
 
     @Slot()
-    def _give_up(self) -> None:
-        self._asked = None
-        self._finish("failed", {})
+    def _on_load_ended(self) -> None:
+        self._give_up("failed")
+
+    def _give_up(self, end: str) -> None:
+        """Leave the question that waits for a model unanswered."""
+        asked, self._asked = self._asked, None
+        if asked is not None and asked.role == "user" and not self.answered.has_reply(asked.id):
+            asked.end = end
+            self._chat.changed(asked)
 
     def _on_chat_event(self, event: Event) -> None:
         match event:
@@ -298,7 +316,7 @@ class Session(QObject):
             case Failed(error):
                 log.warning("The reply failed: %s", error)
                 self._finish("failed", {})
-                self.model.change(phase="ready", prefill=None)
+                self._rest(self.state.stats)
                 self.notice.emit(notices.for_error(error))
             case _:
                 pass
@@ -307,19 +325,30 @@ class Session(QObject):
         """End the reply, or run its tools before it goes on. Calls of a reply that was cut short are not made."""
         reply, calls = self._chat.running, self._calls.calls() if reason == "stop" else ()
         self._finish(CALLED if calls else reason, self._receipt(stats))
-        self.model.change(phase="calling" if calls and reply else "ready", prefill=None, stats=stats)
         if calls and reply is not None:
-            self.tools.begin(reply, calls)
+            self.model.change(phase="calling", prefill=None, stats=stats)
+            self.tools.begin(self.answered, reply, calls)
+        else:
+            self._rest(stats)
+
+    def _rest(self, stats: Stats | None) -> None:
+        """End a reply with these figures, which are those of its conversation only."""
+        self.model.change(phase="ready", prefill=None, stats=None if self.state.elsewhere else stats)
+
+    @Slot()
+    def _on_tool_asks(self) -> None:
+        if self.state.elsewhere:
+            self.notice.emit(notices.tool_asks_elsewhere())
 
     @Slot(object)
     def _on_tools_finished(self, last: Turn) -> None:
-        self._answer(last)
+        self._answer(self.answered, last)
 
     @Slot(int, object)
     def _on_failed(self, ticket: int, error: HeteGenError) -> None:
         if ticket == self._chat_ticket:
             self._finish("failed", {})
-            self.model.change(phase="ready", prefill=None)
+            self._rest(self.state.stats)
             self.notice.emit(failure_notice(error))
 
     @Slot(int)
@@ -327,7 +356,7 @@ class Session(QObject):
         # The engine said neither Finished nor Failed: do not leave the window waiting.
         if ticket == self._chat_ticket and self.state.busy and not self.tools.runs:
             self._finish("stopped", {})
-            self.model.change(phase="ready", prefill=None)
+            self._rest(self.state.stats)
 
     def _leave_reply(self) -> None:
         """Keep the running reply as it is and ignore the rest of it."""

@@ -12,7 +12,7 @@ from uuid import uuid4
 from PySide6.QtCore import QObject, Signal, Slot
 
 from app.conversations.chat_model import ChatModel
-from app.conversations.conversation import Turn
+from app.conversations.conversation import Conversation, Turn
 from app.tools.toolbox import Toolbox, arguments_of
 from core.errors import BadRequest
 from core.events import Tool, ToolCall, ToolCallPiece
@@ -55,9 +55,11 @@ class CallCollector:
 class ToolLoop(QObject):
     """Runs a reply's calls in order, asking the user where needed.
 
-    Signal: `finished(Turn)` with the last call's turn, after which the reply goes on.
+    Signals: `asks` when a call waits for the user; `finished(Turn)` with the last call's turn, after which the reply
+    goes on.
     """
 
+    asks = Signal()
     finished = Signal(object)
 
     def __init__(self, chat: ChatModel, toolbox: Toolbox, context: Callable[[], int]) -> None:
@@ -72,21 +74,21 @@ class ToolLoop(QObject):
         """Whether calls are running or waiting."""
         return bool(self._turns)
 
-    def offered(self, last: Turn) -> tuple[Tool, ...]:
+    def offered(self, conversation: Conversation, last: Turn) -> tuple[Tool, ...]:
         """Return the tools for the reply to `last`; none after too many rounds of calls."""
         rounds, turn = 0, last
         while turn.role != "user" and turn.parent is not None:
             rounds += turn.role == "assistant"
-            turn = self._chat.conversation.turn(turn.parent)
+            turn = conversation.turn(turn.parent)
         return self._toolbox.offered() if rounds < MOST_ROUNDS else ()
 
-    def begin(self, reply: Turn, calls: tuple[ToolCall, ...]) -> None:
-        """Start the calls of a reply."""
+    def begin(self, conversation: Conversation, reply: Turn, calls: tuple[ToolCall, ...]) -> None:
+        """Start the calls of a conversation's reply."""
         parent = reply.id
         for call in calls:
             # Servers may use an id twice in a conversation: make it unique.
             own = replace(call, id=f"{call.id[:40]}_{uuid4().hex[:6]}")
-            turn = self._chat.add(Turn("tool", end="asking", parent=parent, call=own))
+            turn = self._chat.add(Turn("tool", end="asking", parent=parent, call=own), conversation)
             self._turns.append(turn)
             parent = turn.id
         for turn in self._turns:
@@ -154,6 +156,8 @@ class ToolLoop(QObject):
             self._run(turn)
         elif permission == "never":
             self._end(turn, "denied", DENIED)
+        else:
+            self.asks.emit()
 
     def _run(self, turn: Turn) -> None:
         assert turn.call is not None

@@ -33,6 +33,10 @@ class State:
     """Whether the conversation has turns already: its use of the context is known only with the next reply."""
     asked: bool = False
     """Whether a question waits for the model that is being loaded."""
+    shown: str = ""
+    """The id of the conversation in the window."""
+    answered: str = ""
+    """The id of the conversation with the last question."""
     options: LoadOptions = field(default_factory=LoadOptions)
     """The options of the load, with memory limits changed since then."""
 
@@ -40,6 +44,16 @@ class State:
     def busy(self) -> bool:
         """Whether a reply runs or is awaited."""
         return self.asked or self.phase in ("reading", "replying", "calling")
+
+    @property
+    def elsewhere(self) -> bool:
+        """Whether the reply that runs or is awaited belongs to a conversation that is not shown."""
+        return self.busy and self.answered != self.shown
+
+    @property
+    def busy_here(self) -> bool:
+        """Whether a reply runs or is awaited in the conversation shown."""
+        return self.busy and not self.elsewhere
 
     @property
     def figures(self) -> Stats | None:

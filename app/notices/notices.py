@@ -23,6 +23,7 @@ ActionId = Literal[
     "retry",
     "reload",
     "former",
+    "answered",
     "new_chat",
     "settings",
     "copy_details",
@@ -158,6 +159,22 @@ def reply_awaited() -> Notice:
     )
 
 
+def answers_elsewhere() -> Notice:
+    """Report that a question was sent during the reply of another conversation, or while its question waits."""
+    return Notice(
+        tr("Another conversation is being answered"),
+        tr("Your text stays where it is: send it when that reply has ended, or stop the reply there."),
+        "info",
+        *_there(),
+    )
+
+
+def tool_asks_elsewhere() -> Notice:
+    """Report that a tool call waits for the user in a conversation that is not shown."""
+    words = tr("Its reply wants to use a tool and needs your permission.")
+    return Notice(tr("Another conversation waits for you"), words, "info", *_there())
+
+
 def cannot_chat(name: str) -> Notice:
     """Report a model without a chat template."""
     words = tr("{} has no chat template, so it cannot tell the turns apart.").format(name)
@@ -201,6 +218,10 @@ def left_out(turns: int) -> str:
 def _open() -> tuple[ActionId, str]:
     action, words = _OPEN
     return action, tr(words)
+
+
+def _there() -> tuple[ActionId, str]:
+    return "answered", tr("Go there")
 
 
 def not_written(path: Path, error: OSError) -> Notice:

@@ -10,6 +10,8 @@ from dataclasses import replace
 from math import sin
 from pathlib import Path
 
+from PySide6.QtCore import Qt
+from PySide6.QtTest import QTest
 from PySide6.QtWidgets import QApplication, QDialog, QMenu, QScrollArea, QSlider, QWidget
 
 from app.application import Application, StartOptions
@@ -273,6 +275,21 @@ def streaming(stage: Stage) -> None:
     stage.settle(0.4)
 
 
+def elsewhere(stage: Stage) -> None:
+    """A question that has to wait until the reply in another conversation has ended."""
+    streaming(stage)
+    stage.app.commands.act("new_chat")
+    stage.app.window.composer.set_text("Something quite different")
+    QTest.keyClick(stage.app.window.composer.edit, Qt.Key.Key_Return)
+
+
+def unanswered(stage: Stage) -> None:
+    """A question that was stopped while it waited for the model."""
+    loading(stage)
+    stage.app.session.submit("Why does a split between CPU and GPU help, and how is the share found?")
+    stage.app.session.stop()
+
+
 def menu(stage: Stage) -> None:
     stage.show()
     stage.app.window.top.menu_pressed.emit()
@@ -422,8 +439,8 @@ SCENES: dict[str, Callable[[Stage], None]] = {
     scene.__name__: scene
     for scene in (
         empty, first_start, loading, reply, deleted, top_of_reply, failure, given_up, narrow, large_type, editing,
-        streaming, menu, what_if, shortcuts, about, card, attached, document, in_parts, in_parts_narrow, password,
-            reading, server, this_conversation, front,
+        streaming, elsewhere, unanswered, menu, what_if, shortcuts, about, card, attached, document, in_parts,
+        in_parts_narrow, password, reading, server, this_conversation, front,
     )
 } | {f"settings_{page.lower().replace(' ', '_')}": settings_page(page) for page in SETTINGS_PAGES}  # fmt: skip
 IN_GERMAN = (
@@ -434,6 +451,8 @@ IN_GERMAN = (
     "deleted",
     "failure",
     "given_up",
+    "elsewhere",
+    "loading",
     "menu",
     "what_if",
     "about",

@@ -123,8 +123,8 @@ class Composer(QWidget):
 
     def show_state(self, state: State) -> None:
         """Update the button and the context ring."""
-        self.set_busy(state.busy)
-        if state.stats and state.stats.context_limit:
+        self.set_busy(state.busy_here)
+        if state.stats and state.stats.context_limit and not state.elsewhere:
             self.ring.set_use(state.stats.context_used, state.stats.context_limit)
         else:
             self.ring.set_use(0, state.model.context if state.model and not state.begun else 0)

@@ -116,7 +116,11 @@ class MessageView(QWidget):
 class UserMessage(MessageView):
     """The user's text, as typed, in a tinted block on the right."""
 
-    offered = (("copy", "copy", "Copy"), ("edit", "edit", "Edit and ask again"))
+    offered = (
+        ("copy", "copy", "Copy"),
+        ("edit", "edit", "Edit and ask again"),
+        ("regenerate", "regenerate", "Ask again"),
+    )
     save_word = "Send"
 
     def __init__(self, theme: Theme, turn: Turn, excerpts: Sequence[Excerpt], parent: QWidget) -> None:
@@ -134,11 +138,13 @@ class UserMessage(MessageView):
         self._box = QRectF()
         # The versions are always visible: no hidden button may stand between them and the edge.
         self.row.put_versions_last()
+        self.row.always_draw("regenerate")
 
     def show_turn(self, versions: tuple[int, int]) -> None:
         super().show_turn(versions)
         self._text.set_text(self.turn.content)
-        self.row.show_only({"copy", "edit"} if self.turn.content else {"edit"})
+        again = {"regenerate"} if self.turn.end else set()
+        self.row.show_only({"edit", *({"copy"} if self.turn.content else set()), *again})
 
     def measure(self, width: int) -> int:
         self._text.setVisible(self.editor is None and bool(self.turn.content))

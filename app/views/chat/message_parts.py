@@ -34,6 +34,8 @@ class ActionRow(QWidget):
         row.setContentsMargins(0, 0, 0, 0)
         row.setSpacing(0)
         self._buttons: dict[str, IconButton] = {}
+        self._lasting = {"previous", "next"}
+        """The buttons that are always drawn: users should see that there are other versions."""
         self._versions = QHBoxLayout()
         row.addLayout(self._versions)
         self._older = self._button("previous", "chevron-left", tr("Earlier version"), self._versions)
@@ -51,6 +53,11 @@ class ActionRow(QWidget):
         self._row.removeItem(self._versions)
         self._row.addLayout(self._versions)
 
+    def always_draw(self, action: str) -> None:
+        """Draw a button also while the mouse is elsewhere."""
+        self._lasting.add(action)
+        self.set_lively(False)
+
     def set_versions(self, at: int, of: int) -> None:
         """Show version `at` of `of`; hidden if there is only one."""
         for widget in (self._older, self._count, self._newer):
@@ -61,11 +68,8 @@ class ActionRow(QWidget):
 
     def set_lively(self, lively: bool) -> None:
         """Draw all buttons, or only the focused one."""
-        for button in self._buttons.values():
-            button.set_faint(not lively)
-        # Versions stay visible, so that users see that there are others.
-        self._older.set_faint(False)
-        self._newer.set_faint(False)
+        for action, button in self._buttons.items():
+            button.set_faint(not lively and action not in self._lasting)
         self._count.setStyleSheet(f"color: {self._theme.colours.muted};")
 
     def show_only(self, actions: set[str]) -> None:

@@ -13,7 +13,7 @@ from PySide6.QtGui import QKeyEvent, QPainter, QPaintEvent, QResizeEvent
 from PySide6.QtWidgets import QAbstractScrollArea, QApplication, QFrame, QWidget
 
 from app.conversations.chat_model import ChatModel
-from app.conversations.conversation import Turn
+from app.conversations.conversation import Conversation, Turn
 from app.i18n.translator import tr
 from app.settings.theme import COLUMN_WIDTH, EDGE, GROUP, RELATED, TARGET, Theme
 from app.views.chat.message import MessageView, ReplyMessage, UserMessage
@@ -230,10 +230,11 @@ class Transcript(QAbstractScrollArea):
         self._heights[first:first] = [self._estimate(turn) for turn in turns]
         self._soon()
 
-    def _on_added(self, turn: Turn) -> None:
+    def _on_added(self, conversation: Conversation, turn: Turn) -> None:
         """Follow a new turn, which the user waits for; another version of an old one is shown in place."""
-        self._following = True
-        self._soon()
+        if conversation is self._chat.conversation:
+            self._following = True
+            self._soon()
 
     def _on_removed(self, parent: QModelIndex, first: int, last: int) -> None:
         for id in self._ids[first : last + 1]:

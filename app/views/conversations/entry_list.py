@@ -17,6 +17,7 @@ from PySide6.QtCore import (
     QObject,
     QPersistentModelIndex,
     QRect,
+    QRectF,
     QSize,
     Qt,
     Signal,
@@ -32,6 +33,8 @@ LineRole = Qt.ItemDataRole.UserRole + 1
 Index = QModelIndex | QPersistentModelIndex
 DAY_S = 86_400
 MARGIN = RELATED
+SIGN, DOT = 16, 8
+"""Size in pixels of the icon at the end of a row, and of the dot of a reply that is being written."""
 LEAD = 18
 """Longest text, in characters, before the first found word."""
 _EMPHASIS = re.compile(r"\*\*|`+")
@@ -72,7 +75,7 @@ class EntryModel(QAbstractListModel):
         super().__init__(parent)
         self._rows: list[str | Line] = []
         self._all: list[str | Line] = []
-        self._open = ""
+        self._open = self._answered = ""
 
     def set_entries(self, entries: Sequence[Entry], now: float) -> None:
         """Set the list; `show_all` shows it."""
@@ -91,12 +94,21 @@ class EntryModel(QAbstractListModel):
     def set_open(self, conversation: str) -> None:
         """Set the conversation shown in the window."""
         self._open = conversation
-        if self._rows:
-            self.dataChanged.emit(self.index(0), self.index(len(self._rows) - 1))
+        self._repaint()
+
+    def set_answered(self, conversation: str) -> None:
+        """Set the conversation whose reply is being written, "" = none."""
+        if conversation != self._answered:
+            self._answered = conversation
+            self._repaint()
 
     def is_open(self, line: Line) -> bool:
         """Whether this conversation is open."""
         return line.entry.id == self._open
+
+    def is_answered(self, line: Line) -> bool:
+        """Whether a reply is being written in this conversation."""
+        return line.entry.id == self._answered
 
     def index_of_open(self) -> QModelIndex:
         """Return the row of the open conversation, or an invalid index."""
@@ -137,7 +149,9 @@ class EntryModel(QAbstractListModel):
             updated = QDateTime.fromSecsSinceEpoch(int(line.entry.updated))
             return f"{title}\n{locale().toString(updated, QLocale.FormatType.ShortFormat)}"
         if role == Qt.ItemDataRole.AccessibleTextRole:
-            return f"{title}, {self.tr('pinned')}" if line.entry.pinned else title
+            marks = [self.tr("pinned")] if line.entry.pinned else []
+            marks += [self.tr("being answered")] if self.is_answered(line) else []
+            return ", ".join([title, *marks])
         return line if role == LineRole else None
 
     def setData(self, index: Index, value: object, role: int = Qt.ItemDataRole.EditRole) -> bool:
@@ -151,6 +165,10 @@ class EntryModel(QAbstractListModel):
         if self.line(index) is None:
             return Qt.ItemFlag.NoItemFlags
         return Qt.ItemFlag.ItemIsEnabled | Qt.ItemFlag.ItemIsSelectable | Qt.ItemFlag.ItemIsEditable
+
+    def _repaint(self) -> None:
+        if self._rows:
+            self.dataChanged.emit(self.index(0), self.index(len(self._rows) - 1))
 
     def _show(self, rows: Sequence[str | Line]) -> None:
         self.beginResetModel()
@@ -205,6 +223,7 @@ class EntryDelegate(QStyledItemDelegate):
     def _paint_line(self, painter: QPainter, option: QStyleOptionViewItem, index: Index, line: Line) -> None:
         model = index.model()
         is_open = isinstance(model, EntryModel) and model.is_open(line)
+        is_answered = isinstance(model, EntryModel) and model.is_answered(line)
         hovered = bool(option.state & QStyle.StateFlag.State_MouseOver)
         focused = bool(option.state & QStyle.StateFlag.State_HasFocus)
         box = option.rect.adjusted(MARGIN, 1, -MARGIN, -1)
@@ -217,13 +236,24 @@ class EntryDelegate(QStyledItemDelegate):
             painter.setBrush(Qt.BrushStyle.NoBrush)
             painter.drawRoundedRect(box.adjusted(1, 1, -1, -1), BUTTON_RADIUS, BUTTON_RADIUS)
         icon = "more" if hovered or focused else "pin" if line.entry.pinned else ""
-        inner = box.adjusted(RELATED, 0, -(ICON + RELATED) if icon else -RELATED, 0)
+        inner = box.adjusted(RELATED, 0, -(ICON + RELATED) if icon or is_answered else -RELATED, 0)
         self._paint_words(painter, inner, str(index.data()), line, is_open)
+        place = QRect(box.right() - SIGN - 5, box.center().y() - SIGN // 2 + 1, SIGN, SIGN)
+        if icon == "more" or not is_answered:
+            self._paint_icon(painter, place, icon)
+        else:
+            self._paint_dot(painter, place)
+
+    def _paint_icon(self, painter: QPainter, place: QRect, icon: str) -> None:
         if icon:
-            side = 16
             ratio = painter.device().devicePixelRatioF()
-            middle = box.center().y() - side // 2 + 1
-            painter.drawPixmap(box.right() - side - 5, middle, self._theme.pixmap(icon, "muted", side, ratio))
+            painter.drawPixmap(place.topLeft(), self._theme.pixmap(icon, "muted", place.width(), ratio))
+
+    def _paint_dot(self, painter: QPainter, place: QRect) -> None:
+        """Paint the sign of a reply that is being written."""
+        painter.setPen(Qt.PenStyle.NoPen)
+        painter.setBrush(self._theme.colour("accent"))
+        painter.drawEllipse(QRectF(place).center(), DOT / 2, DOT / 2)
 
     def _paint_words(self, painter: QPainter, box: QRect, title: str, line: Line, is_open: bool) -> None:
         font = self._theme.font()

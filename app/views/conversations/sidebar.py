@@ -97,6 +97,10 @@ class Sidebar(Pane):
         self._model.set_open(conversation)
         self._select_open()
 
+    def set_answered(self, conversation: str) -> None:
+        """Mark the conversation whose reply is being written, "" = none."""
+        self._model.set_answered(conversation)
+
     @Slot()
     def focus_search(self) -> None:
         """Focus the search field (Ctrl+K)."""

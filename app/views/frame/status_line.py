@@ -87,7 +87,7 @@ class StatusLine(Pane):
         self._phase.setText(_words(state))
         known = state.figures or Stats()
         self._first.show_text(formatting.seconds(known.ttft_s))
-        limit = known.context_limit
+        limit = 0 if state.elsewhere else known.context_limit
         self._context.show_text(formatting.of(known.context_used, limit) if limit else formatting.unknown())
 
     def show_machine(self, cpu_percent: float | None, ram_used: float | None, ram_total: float | None) -> None:
@@ -104,6 +104,8 @@ class StatusLine(Pane):
 
 
 def _words(state: State) -> str:
+    if state.elsewhere and state.phase != "loading":
+        return tr("Another conversation is being answered")
     if state.phase == "reading" and state.prefill and state.prefill.total:
         return f"{tr(PHASES['reading'])}, {formatting.percent(100 * state.prefill.done / state.prefill.total)}"
     return tr(PHASES[state.phase])

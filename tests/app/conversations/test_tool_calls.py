@@ -6,6 +6,7 @@ import json
 from collections.abc import Iterator
 
 import pytest
+from PySide6.QtWidgets import QPushButton
 from pytestqt.qtbot import QtBot
 
 from app.application import Application, StartOptions
@@ -16,6 +17,7 @@ from app.conversations.tool_loop import DENIED, MOST_ROUNDS, STOPPED, CallCollec
 from app.system.paths import places
 from app.views.chat.tool_card import ToolCard
 from core.events import ToolCall, ToolCallPiece
+from tests.app.find import find
 from tests.app.scripted_engine import ScriptedEngine, answer
 from tests.app.tools_stage import asks_for
 from tests.core.keyring_in_memory import Ring
@@ -98,6 +100,27 @@ def test_a_call_asks_is_carried_out_and_the_reply_goes_on(
     assert (asked.tool_calls[0].name, json.loads(asked.tool_calls[0].arguments)) == ("add", {"a": 2, "b": 40})
     assert (result.role, result.content, result.tool_call_id) == ("tool", "42", asked.tool_calls[0].id)
     assert app.toolbox.permission("add") == "ask"
+
+
+def test_a_call_in_a_conversation_that_is_not_shown_asks_there_and_the_reply_goes_on(
+    qtbot: QtBot, app: Application, engine: ScriptedEngine
+) -> None:
+    engine.pause_at = 1
+    ask(app)
+    qtbot.waitUntil(lambda: bool(engine.requests))
+    app.commands.act("new_chat")
+    engine.gate.set()
+    engine.pause_at = None
+    qtbot.waitUntil(lambda: app.session.state.phase == "calling")
+    find(app.window.notices, QPushButton, "Go there").click()
+    press(app, qtbot, "once")
+    app.commands.act("new_chat")
+    done(app, qtbot)
+    assert app.chat.rowCount() == 0
+    app.library.open(app.session.answered.id, "")
+    assert [turn.content for turn in app.chat.conversation.path()] == [
+        "What is 2 + 40?", "Let me see.", "42", "It is 42.",
+    ]  # fmt: skip
 
 
 def test_always_is_kept_and_the_next_call_of_it_does_not_ask(

@@ -408,7 +408,7 @@ def test_continue_wakes_a_model_that_rests(qtbot: QtBot, start: Start) -> None:
     app.window.transcript.wished.emit("continue", app.chat.turn(1).id)
     assert app.session.state.asked
     app.session.stop()
-    assert (app.chat.turn(1).content, app.chat.turn(1).end) == ("Half", "stopped")
+    assert (app.chat.turn(1).content, app.chat.turn(1).end) == ("Half", "length")
     assert app.chat.turn(1).receipt["new_tokens"] == 1
     app.window.transcript.wished.emit("continue", app.chat.turn(1).id)
     engine.gate.set()
@@ -505,7 +505,7 @@ def test_context_of_a_conversation_from_before_is_not_known(qtbot: QtBot, start:
     app = start(ScriptedEngine(answer("Yes.")))
     assert find(app.window.status, Reading, "Context 0 of 8,192")
     ask(qtbot, app, "Hi")
-    app.session.show(app.chat.conversation)
+    app.chat.show(app.chat.conversation)
     assert find(app.window.status, Reading, "Context n/a")
 
 
