@@ -160,7 +160,7 @@ class Actions(QObject):
     def submit(self, text: str) -> None:
         """Ask a question. If it cannot be asked now, put the text back into the composer."""
         ready = self._attachments.ready(text)
-        if ready is None or not self._session.submit(text, ready.documents, ready.in_parts):
+        if ready is None or not self._session.submit(text, ready.documents, ready.in_parts, ready.counts):
             self._window.composer.set_text(text)
         else:
             self._attachments.clear()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -51,10 +51,12 @@ class Pending:
 
 @dataclass(frozen=True)
 class Ready:
-    """The documents for a question, and the digests of those that do not fit and are read in parts."""
+    """The documents for a question, the digests of those that do not fit and are read in parts, and the tokens of those
+    that the model's tokenizer has counted, by digest."""
 
     documents: tuple[Document, ...]
     in_parts: frozenset[str]
+    counts: Mapping[str, int]
 
 
 class Attachments(QObject):
@@ -144,7 +146,8 @@ class Attachments(QObject):
             self._long.prepare(late)
             self.notice.emit(notices.still_reading())
             return None
-        return Ready(documents, in_parts)
+        counts = {each.document.digest: each.tokens for each in self.pending if each.document and each.counted}
+        return Ready(documents, in_parts, counts)
 
     @Slot(object)
     def show_picture(self, image: QImage) -> None:

@@ -22,6 +22,9 @@ CALLED = "called"
 PARTS = "parts"
 """Receipt entry of a question: which passages of long documents went with it."""
 
+COUNTS = "counts"
+"""Receipt entry of a question: see `Turn.counts`."""
+
 
 @dataclass
 class Turn:
@@ -50,6 +53,13 @@ class Turn:
     def open(self) -> bool:
         """Whether this is a call that waits for the user or for its result."""
         return self.role == "tool" and self.end in OPEN_CALLS
+
+    @property
+    def counts(self) -> Mapping[str, int]:
+        """The tokens of its documents by digest, of those that the model's tokenizer has counted."""
+        counts = self.receipt.get(COUNTS)
+        found = counts.items() if isinstance(counts, dict) else ()
+        return {digest: tokens for digest, tokens in found if isinstance(tokens, int)}
 
 
 def call_table(call: ToolCall) -> dict[str, str]:

@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Collection, Mapping
+from types import MappingProxyType
 
 from PySide6.QtCore import QObject, Signal, Slot
 
 from app.conversations.chat_model import ChatModel
-from app.conversations.conversation import CALLED, PARTS, Conversation, Turn
+from app.conversations.conversation import CALLED, COUNTS, PARTS, Conversation, Turn
 from app.conversations.model_session import ModelSession, failure_notice
 from app.conversations.tool_loop import CallCollector, ToolLoop
 from app.engine.app_state import State
@@ -162,17 +163,24 @@ class Session(QObject):
         self._give_up("stopped")
         self._finish("stopped", {})
 
-    def submit(self, text: str, attached: tuple[Document, ...] = (), in_parts: Collection[str] = ()) -> bool:
+    def submit(
+        self,
+        text: str,
+        attached: tuple[Document, ...] = (),
+        in_parts: Collection[str] = (),
+        counts: Mapping[str, int] = MappingProxyType({}),
+    ) -> bool:
         """Ask a new question at the end of the conversation. False if it was not asked.
 
-        `in_parts`: the digests of attached documents that do not fit.
+        `in_parts`: the digests of attached documents that do not fit; `counts`: the documents' tokens by digest, where
+        they are known.
         """
         text = without_halves(text)
         if not (text.strip() or any(each.picture for each in attached)) or self.state.busy_here or not self._can_ask():
             return False
         rows = self._chat.rowCount()
         parent = self._chat.turn(rows - 1).id if rows else None
-        return self._put(Turn("user", text.strip(), parent=parent, attached=attached), in_parts)
+        return self._put(Turn("user", text.strip(), parent=parent, attached=attached), in_parts, counts)
 
     def regenerate(self, id: str) -> None:
         """Write another version of a reply; for a user's turn, of the reply to it."""
@@ -193,7 +201,8 @@ class Session(QObject):
             return False
         before = self._chat.conversation.excerpts(id)
         in_parts = {each.document.digest for each in before if each.document in old.attached}
-        return self._put(Turn("user", text, parent=old.parent, attached=old.attached), in_parts)
+        question = Turn("user", text, parent=old.parent, attached=old.attached)
+        return self._put(question, in_parts, old.counts)
 
     def go_on(self, id: str) -> None:
         """Continue a reply that ended early."""
@@ -226,7 +235,7 @@ class Session(QObject):
         stats = self.state.stats if self.state.busy else None
         self.model.change(shown=self.conversation, begun=bool(self._chat.rowCount()), stats=stats)
 
-    def _put(self, question: Turn, in_parts: Collection[str]) -> bool:
+    def _put(self, question: Turn, in_parts: Collection[str], counts: Mapping[str, int]) -> bool:
         """Ask a question together with its passages; False while they cannot be found yet."""
         parts = self._find_parts(question, in_parts)
         if parts is None:
@@ -234,6 +243,8 @@ class Session(QObject):
             return False
         if parts:
             question.receipt[PARTS] = parts
+        if counts:
+            question.receipt[COUNTS] = dict(counts)
         self._answer(self._chat.conversation, self._chat.add(question))
         return True
 

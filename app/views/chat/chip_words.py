@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from app.conversations.attached import as_read, tokens_about
 from app.i18n import formatting
 from app.i18n.translator import said, tr
@@ -38,6 +40,8 @@ def _words_of_picture(document: Document, tokens: int, *, counted: bool) -> Chip
     return ChipWords(document.name, figures, tip, document.picture)
 
 
-def words_in_turn(document: Document, *, in_parts: bool) -> ChipWords:
-    """Describe a document of an asked question, with estimated tokens."""
-    return words_of(document, tokens_about(as_read(document)), in_parts=in_parts)
+def words_in_turn(document: Document, counts: Mapping[str, int], *, in_parts: bool) -> ChipWords:
+    """Describe a document of an asked question. Its tokens are estimated unless `counts` has them by digest."""
+    counted = document.digest in counts
+    tokens = counts[document.digest] if counted else tokens_about(as_read(document))
+    return words_of(document, tokens, counted=counted, in_parts=in_parts)

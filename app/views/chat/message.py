@@ -131,7 +131,7 @@ class UserMessage(MessageView):
         self._chips = ChipRow(theme, self)
         in_parts = [each.document for each in excerpts]
         self._texts = [each for each in turn.attached if not each.picture]
-        self._chips.show_chips([words_in_turn(each, in_parts=each in in_parts) for each in self._texts])
+        self._chips.show_chips([words_in_turn(each, turn.counts, in_parts=each in in_parts) for each in self._texts])
         self._chips.opened.connect(self._on_opened)
         self._pictures = PictureRow([each for each in turn.attached if each.picture], self)
         self._pictures.opened.connect(self.opened)

@@ -88,6 +88,31 @@ def test_an_edited_question_keeps_its_files(
     assert engine.requests[-1].messages[-1].content == f"{READ}\n\nWhat else?"
 
 
+def test_the_chips_of_a_question_keep_the_exact_count(
+    app: Application, engine: ScriptedEngine, notes: Path, qtbot: QtBot
+) -> None:
+    exact = [f"notes.md, {len(READ.split())} tokens"]
+    attach(app, qtbot, notes)
+    ask(qtbot, app, "What is it?")
+    assert asked_chips(app, qtbot) == exact
+    app.session.edit(app.chat.turn(0).id, "What else?")
+    qtbot.waitUntil(lambda: not app.session.state.busy)
+    assert asked_chips(app, qtbot) == exact
+    id = app.chat.conversation.id
+    app.commands.act("new_chat")
+    ask(qtbot, app, "Something else")
+    app.library.open(id, "")
+    assert asked_chips(app, qtbot) == exact, "read from the disk"
+
+
+def asked_chips(app: Application, qtbot: QtBot) -> list[str]:
+    id = app.chat.turn(0).id
+    qtbot.waitUntil(lambda: app.window.transcript.view_of(id) is not None)
+    view = app.window.transcript.view_of(id)
+    assert view is not None
+    return [chip.findChildren(QPushButton)[0].accessibleName() for chip in view.findChildren(Chip)]
+
+
 def test_files_that_do_not_fit_say_so_and_the_short_ones_are_read_whole(
     app: Application, engine: ScriptedEngine, notes: Path, tmp_path: Path, qtbot: QtBot
 ) -> None:
