@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Iterator
+from dataclasses import replace
 from itertools import product
+from operator import is_
 from typing import Any
 
 import torch
@@ -22,6 +24,9 @@ from core.layers.trials import MISFITS, random_rows
 from core.offload.hetero_linear import HostLinear
 
 CORRECTION = "e_score_correction_bias"
+Passed = tuple[Tensor | None, ...]
+"""What a block passes to its router besides the rows: in LFM2, MiniMax M2 and others its correction (experts,)."""
+SCALES = ("routed_scaling_factor", "router_scaling_factor")
 TRIED_ROWS, TRIED_SIZES = 32, (0.3, 1.0, 3.0)
 TRIED_OF_GROUPS = 8
 """Multiple of trial rows for group-limited routing: few rows do not reveal how the best groups are determined."""
@@ -33,16 +38,18 @@ may swap two nearly equal experts."""
 class FusedRouter:
     """The forward of one router: ours for few rows, otherwise its own."""
 
-    def __init__(self, router: Any, compute: NativeRouter, dtype: torch.dtype) -> None:
+    def __init__(self, router: Any, compute: NativeRouter, dtype: torch.dtype, passed: Passed) -> None:
         self._own = router.forward
         self.native = compute
         self._dtype = dtype
+        self._passed = passed
 
-    def __call__(self, hidden_states: Tensor) -> Any:
+    def __call__(self, hidden_states: Tensor, *passed: Any, **named: Any) -> Any:
         """(..., K) -> scores, shares and numbers of the chosen experts, by row."""
         x = hidden_states.reshape(-1, hidden_states.shape[-1])
-        if x.shape[0] > MOST_FEW or x.dtype is not self._dtype or not x.is_contiguous():
-            return self._own(hidden_states)
+        known = not named and len(passed) == len(self._passed) and all(map(is_, passed, self._passed))
+        if not known or x.shape[0] > MOST_FEW or x.dtype is not self._dtype or not x.is_contiguous():
+            return self._own(hidden_states, *passed, **named)
         return self.native(x)
 
 
@@ -51,9 +58,9 @@ def adopt(root: Any) -> None:
     library = native()
     if library is None or root.dtype not in (torch.float32, torch.bfloat16):
         return
-    for router, parts in list(_routers(root)):
-        if (compute := _recognised(router, parts, library, root.dtype)) is not None:
-            router.forward = FusedRouter(router, compute, root.dtype)
+    for router, parts, passed in list(_routers(root)):
+        if (compute := _recognised(router, parts, passed, library, root.dtype)) is not None:
+            router.forward = FusedRouter(router, compute, root.dtype, passed)
 
 
 def release(root: nn.Module) -> None:
@@ -63,14 +70,27 @@ def release(root: nn.Module) -> None:
             del module.forward
 
 
-def _routers(root: nn.Module) -> Iterator[tuple[Any, RouterParts]]:
-    """Yield the modules with one vector per expert, beside an experts module that we compute in one call."""
+def _routers(root: nn.Module) -> Iterator[tuple[Any, RouterParts, Passed]]:
+    """Yield the modules with one vector per expert, beside an experts module that we compute in one call, and what they
+    are passed."""
     for block in root.modules():
         counts = {child.num_experts for child in block.children() if moe.TOGETHER in vars(child)}
         for child in block.children() if counts else ():
-            parts = _plain(child) or _behind_norm(child)
-            if parts is not None and parts.weight.shape[0] in counts and _choices(child):
-                yield child, parts
+            parts, passed = _plain(child) or _behind_norm(child), _passed(block, child)
+            if parts is None or passed is None or parts.weight.shape[0] not in counts or not _choices(child):
+                continue
+            yield child, replace(parts, correction=_floats(passed[0])) if passed else parts, passed
+
+
+def _passed(block: nn.Module, router: nn.Module) -> Passed | None:
+    """Return what the block passes to its router; None if that is not known."""
+    asked = list(inspect.signature(router.forward).parameters.values())[1:]
+    own = {**block._parameters, **block._buffers}
+    if any(one.name not in own and one.default is not None for one in asked) or len(asked) > 1:
+        return None
+    given = tuple(own.get(one.name) for one in asked)
+    experts = getattr(router, "num_experts", None)
+    return given if all(one is None or one.shape == (experts,) for one in given) else None
 
 
 def _choices(router: Any) -> int:
@@ -107,15 +127,16 @@ def _behind_norm(router: Any) -> RouterParts | None:
 
 
 @torch.inference_mode()
-def _recognised(router: Any, parts: RouterParts, library: NativeLibrary, dtype: torch.dtype) -> NativeRouter | None:
+def _recognised(
+    router: Any, parts: RouterParts, passed: Passed, library: NativeLibrary, dtype: torch.dtype
+) -> NativeRouter | None:
     """Return our router of the kind that agrees for most rows; other kinds also agree for many. None if none does."""
     experts, columns = parts.weight.shape
-    # LFM2, MiniMax M2 and others pass the correction as an argument.
-    if experts > MOST_EXPERTS or len(inspect.signature(router.forward).parameters) > 1:
+    if experts > MOST_EXPERTS:
         return None
     x = _inputs(columns, dtype, TRIED_ROWS * (1 if _groups(router) == 1 else TRIED_OF_GROUPS))
     try:
-        own = router(x)
+        own = router(x, *passed)
     except MISFITS:
         return None
     if not (isinstance(own, tuple) and len(own) == 3 and own[1].shape == own[2].shape == (len(x), _choices(router))):
@@ -142,7 +163,7 @@ def _numbers(own: Tensor) -> QuantizedWeight | None:
 
 
 def _candidates(router: Any, dtype: torch.dtype, *, rounded_shares: bool) -> Iterator[Routing]:
-    scales = {1.0, float(getattr(router, "routed_scaling_factor", 1.0) or 1.0)}
+    scales = {1.0, *(float(getattr(router, name, 1.0) or 1.0) for name in SCALES)}
     groups = _groups(router)
     kept = _number(router, "topk_group") if groups > 1 else 1
     roundings = (True, False) if dtype is torch.bfloat16 else (False,)

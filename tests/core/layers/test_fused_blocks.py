@@ -18,13 +18,13 @@ from core.model.blueprint import decoder_layers
 from tests.core.families import make_model, reference_tokens
 from tests.core.greedy import OPTIONS, GreedyPath
 from tests.core.layers.fused import count_own, forwards
-from tests.core.layers.test_expert_families import round_weights, store_in_bf16
-from tests.core.layers.test_fused_recurrent import FAMILIES, PROMPT, vary_vectors
+from tests.core.layers.test_expert_families import round_weights, store_in_bf16, vary_vectors
+from tests.core.layers.test_fused_recurrent import FAMILIES, PROMPT
 
 pytestmark = pytest.mark.skipif(not instruction_sets(), reason="the package was built without a compiler")
 BESIDE_ATTENTION = {kind for kind in FAMILIES if kind.startswith("falcon_h1")}
-BLOCKS = {kind: 0 if kind in BESIDE_ATTENTION else count for kind, (_, count, _) in FAMILIES.items()} | {"lfm2_moe": 1}
-"""The number of fused layers by kind; Falcon-H1's also have attention, and the router of LFM2's experts is not ours."""
+BLOCKS = {kind: 0 if kind in BESIDE_ATTENTION else count for kind, (_, count, _) in FAMILIES.items()}
+"""The number of fused layers by kind; Falcon-H1's also have attention."""
 
 
 def fused(root: Any) -> list[FusedBlock]:
@@ -55,7 +55,7 @@ def test_the_same_tokens_as_transformers(kind: str, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("format", ["bf16", "int8", "int4"])
-@pytest.mark.parametrize("kind", ["qwen3_5_text", "qwen3_5_moe_text", "granitemoehybrid", "lfm2"])
+@pytest.mark.parametrize("kind", ["qwen3_5_text", "qwen3_5_moe_text", "granitemoehybrid", "lfm2", "lfm2_moe"])
 def test_formats_that_our_library_multiplies(kind: str, format: Any, dtype: torch.dtype, tmp_path: Path) -> None:
     family, _, changes = FAMILIES[kind]
     make_model(family, tmp_path, dtype, **changes)

@@ -9,7 +9,6 @@ from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers.models.bamba import modeling_bamba
 from transformers.models.lfm2 import modeling_lfm2
@@ -23,7 +22,7 @@ from core.model.blueprint import decoder_layers
 from tests.core.families import make_model, reference_tokens
 from tests.core.greedy import OPTIONS, GreedyPath, random_prompt
 from tests.core.layers.fused import count_own, forwards
-from tests.core.layers.test_expert_families import round_weights, store_in_bf16
+from tests.core.layers.test_expert_families import round_weights, store_in_bf16, vary_vectors
 
 pytestmark = pytest.mark.skipif(not instruction_sets(), reason="the package was built without a compiler")
 NORMED: dict[str, Any] = {"mamba_rms_norm": True, "mamba_n_groups": 2}
@@ -49,17 +48,6 @@ PROMPT = random_prompt(30)
 
 def fused(root: Any) -> list[FusedRecurrent]:
     return forwards(root, FusedRecurrent)
-
-
-def vary_vectors(folder: Path) -> None:
-    """Let gains, biases and the like differ from those of new models, ones and zeros, which would hide mistakes."""
-    draw = torch.Generator().manual_seed(7)
-    for file in folder.glob("*.safetensors"):
-        varied = {
-            name: one + 0.2 * torch.randn(one.shape, generator=draw).to(one.dtype) if one.dim() == 1 else one
-            for name, one in load_file(file).items()
-        }
-        save_file(varied, file, {"format": "pt"})
 
 
 @pytest.mark.parametrize("kind", FAMILIES)
