@@ -121,13 +121,13 @@ def compiler() -> str:
 
 
 def built() -> Path:
-    """Return the library, which is cached between runs among other temporary files."""
+    """Return the library, which is cached among other temporary files, for all copies of the source alike."""
     folder = Path(torch.__file__).parent
     command = [
         compiler(), "-std=c++20", "-O1", "-fPIC", "-shared", "-w", f"-I{folder / 'include'}",
         f"-I{folder / 'include/torch/csrc/api/include'}",
         f"-D_GLIBCXX_USE_CXX11_ABI={int(torch.compiled_with_cxx11_abi())}",
-        str(SOURCE), f"-L{folder / 'lib'}", *(f"-l{name}" for name in LIBRARIES),
+        SOURCE.name, f"-L{folder / 'lib'}", *(f"-l{name}" for name in LIBRARIES),
     ]  # fmt: skip
     key = hashlib.sha256(SOURCE.read_bytes() + repr((command, torch.__version__)).encode()).hexdigest()[:16]
     path = Path(tempfile.gettempdir()) / f"hetegen-second-device-{os.getuid()}" / f"{key}.so"
@@ -136,7 +136,7 @@ def built() -> Path:
     with FileLock(path.with_suffix(".lock")):
         if not path.exists():
             unfinished = path.with_suffix(f".{os.getpid()}")
-            subprocess.run([*command, "-o", str(unfinished)], check=True)
+            subprocess.run([*command, "-o", str(unfinished)], cwd=SOURCE.parent, check=True)
             unfinished.replace(path)
     return path
 
