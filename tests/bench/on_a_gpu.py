@@ -5,8 +5,8 @@
 
 Runs from source with torch, transformers, safetensors and psutil. Checks the card, compares tokens, checks memory
 budgets, and measures strategies, plain offloading and, if the card reports it, energy. Each row is printed and saved in
-FOLDER when it is known; saved rows are not measured again. FOLDER/report.md is for an issue. Exits with 1 if the card
-failed a check or a budget was exceeded.
+FOLDER when it is known; saved rows are not measured again, unless they failed. FOLDER/report.md is for an issue. Exits
+with 1 if the card failed a check or a budget was exceeded.
 """
 
 from __future__ import annotations
@@ -23,14 +23,20 @@ import threading
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
+
+from core.gpu_runtime.start import activate
+from core.gpu_runtime.store import Runtime
+from core.paths import HOME_VARIABLE, gpu_runtime
 
 STRATEGIES = ("hetegen", "stream", "cpu", "serial")
 GIB = 2**30
 DRY_CARD = ("--simulate-gpu", "vram=256MiB,link=2GB/s")
 SAMPLE_S = 0.2
 REPORT = "report.md"
+CHECK = "self-check"
 ENOUGH_S = 15.0
 """With less time left, no case is started."""
 Row = dict[str, Any]
@@ -69,9 +75,10 @@ CASES = (
     Case("llama-3.1-8b", 8, format="int8"),
     Case("llama-3.1-8b", 8, format="int4"),
 )
-DRY_CASES = tuple(Case("small model", 0.125, strategy, "int4", 16, 3) for strategy in ("hetegen", "stream"))
+DRY_CASES = tuple(Case("small model", 0.03125, strategy, "int4", 16, 3) for strategy in ("hetegen", "stream"))
 PEERS = (("opt-30b", 24.0), ("opt-6.7b", 80.0))
-SAME_TOKENS = (Case("same tokens", 0.0, "cpu"), Case("same tokens", 0.25), Case("same tokens", 0.25, "stream"))
+# Their limits are below the small model's weights (206 MB in fp32, 45 MB in int4), so that these are divided.
+SAME_TOKENS = (Case("same tokens", 0.0, "cpu"), Case("same tokens", 0.125), Case("same tokens", 0.125, "stream"))
 SAME = {True: "yes", False: "NO", None: "not compared"}
 DRY_SAME_TOKENS = (SAME_TOKENS[0], SAME_TOKENS[1])
 
@@ -128,10 +135,12 @@ def run(command: list[str], seconds: float) -> Row:
 
 
 def self_check(device: tuple[str, ...], seconds: float) -> Row:
-    """Return the result of the engine's trial of the card."""
+    """Return the result of the engine's trial of the card, with the torch that this process would import."""
     if device:
         return {"name": "Simulated GPU", "why": ""}
-    found = run([sys.executable, "-m", "core.accelerators.trial"], seconds)
+    torch = find_spec("torch")
+    packages = [str(Path(torch.origin).parents[1])] if torch and torch.origin else []
+    found = run([sys.executable, "-m", "core.accelerators.trial", "0", *packages], seconds)
     return found | {"error": found["why"]} if found.get("why") else found
 
 
@@ -167,7 +176,7 @@ def measured_model(case: Case, options: argparse.Namespace) -> tuple[str, ...]:
 def steps(options: argparse.Namespace) -> Iterator[tuple[str, Any]]:
     """Yield each row's name, and a function that measures it within a number of seconds."""
     device = DRY_CARD if options.dry_run else ()
-    yield "self-check", lambda seconds: self_check(device, seconds)
+    yield CHECK, lambda seconds: self_check(device, seconds)
     for case in DRY_SAME_TOKENS if options.dry_run else SAME_TOKENS:
         case = Case(case.model, case.vram_gib, case.strategy, "bf16", 48, 8 if options.dry_run else 64)
         yield case.name, lambda seconds, case=case: benched(case, (str(small_model(options.out)),), device, seconds)
@@ -183,8 +192,9 @@ def steps(options: argparse.Namespace) -> Iterator[tuple[str, Any]]:
 
 def same_tokens(rows: dict[str, Row]) -> bool | None:
     """Whether every split of the model gave the processor's own tokens; None with fewer than two results."""
-    hashes = [row.get("output_sha256") for name, row in rows.items() if name.startswith("same tokens")]
-    return None if len(hashes) < 2 else None not in hashes and len(set(hashes)) == 1
+    same = (row for name, row in rows.items() if name.startswith("same tokens"))
+    hashes = [row["output_sha256"] for row in same if "output_sha256" in row]
+    return None if len(hashes) < 2 else len(set(hashes)) == 1
 
 
 def line(name: str, row: Row) -> str:
@@ -210,11 +220,20 @@ def report(rows: dict[str, Row], missing: list[str]) -> str:
     import transformers
 
     about = f"{platform.platform()}, torch {torch.__version__}, transformers {transformers.__version__}"
-    words = [f"HeteGen on a graphics card: {rows.get('self-check', {}).get('name', 'none')}", about, "", HEAD]
+    checked = rows.get(CHECK, {})
+    words = [f"HeteGen on a graphics card: {checked.get('name') or 'none'}", about, "", HEAD]
     words += [line(name, row) for name, row in rows.items()]
+    if checked.get("error"):
+        return "\n".join([*words, "", unusable(checked["error"])]) + "\n"
     words += ["", f"Same tokens under every division: {SAME[same_tokens(rows)]}"]
     words += [f"No time for: {', '.join(missing)}"] if missing else []
     return "\n".join(words) + "\n"
+
+
+def unusable(why: str) -> str:
+    """Say that the card's check failed, why, and what to do."""
+    mend = "Where HeteGen is installed, `python -m core doctor` says what to mend. Then start this command again."
+    return f"No card was measured. {why} {mend}"
 
 
 def keep(kept: Path, rows: dict[str, Row]) -> None:
@@ -228,7 +247,8 @@ def keep(kept: Path, rows: dict[str, Row]) -> None:
 def measure(options: argparse.Namespace, kept: Path) -> tuple[dict[str, Row], list[str]]:
     """Measure all rows that time allows; return them and the names of the others."""
     until = time.monotonic() + 60 * options.minutes
-    rows: dict[str, Row] = json.loads(kept.read_text(encoding="utf-8")) if kept.exists() else {}
+    saved: dict[str, Row] = json.loads(kept.read_text(encoding="utf-8")) if kept.exists() else {}
+    rows = {name: row for name, row in saved.items() if not row.get("error")}
     missing: list[str] = []
     print(HEAD, flush=True)
     for name, work in steps(options):
@@ -243,8 +263,9 @@ def measure(options: argparse.Namespace, kept: Path) -> tuple[dict[str, Row], li
             continue
         rows[name] = row
         keep(kept, rows)
-        if name == "self-check" and row.get("error"):
-            break  # nothing else can be measured on such a card
+        if name == CHECK and row.get("error"):
+            print(unusable(row["error"]))
+            break
     return rows, missing
 
 
@@ -258,8 +279,9 @@ def main() -> int:
     if options.dry_run:
         options.out = options.out / "dry-run"
     options.out.mkdir(parents=True, exist_ok=True)
-    # Profiles of this machine are kept beside the rows, without a library that knows its folders.
-    os.environ.setdefault("HETEGEN_HOME", str(options.out / "home"))
+    if find_spec("platformdirs") is None:  # knows the machine's folders for profiles
+        os.environ.setdefault(HOME_VARIABLE, str(options.out / "home"))
+    activate(Runtime(gpu_runtime()))
     rows, missing = measure(options, options.out / "rows.json")
     (options.out / REPORT).write_text(report(rows, missing), encoding="utf-8")
     failed = [name for name, row in rows.items() if row.get("error")]
