@@ -14,6 +14,7 @@ from core.layers.kv_cache import KVCache
 from core.layers.kv_mirror import AT_ONCE, MirroredCache
 from core.model.model_source import open_source
 from tests.core.families import make_model
+from tests.core.second_device import SecondCard
 
 HEADS, WIDTH = 2, 4
 
@@ -23,9 +24,11 @@ def config(tmp_path: Path) -> object:
     return open_source(make_model("llama", tmp_path)).module.config
 
 
-@pytest.fixture
-def card() -> SimulatedAccelerator:
-    return SimulatedAccelerator(Simulation(64 << 20, 10e9))
+@pytest.fixture(params=["simulated", "second"])
+def card(request: pytest.FixtureRequest) -> SimulatedAccelerator | SecondCard:
+    if request.param == "simulated":
+        return SimulatedAccelerator(Simulation(64 << 20, 10e9))
+    return SecondCard(request.getfixturevalue("second"))
 
 
 @torch.inference_mode()
@@ -38,7 +41,7 @@ def read(cache: KVCache, ids: list[int]) -> None:
 
 
 def states(cache: KVCache) -> list[torch.Tensor]:
-    return [one[:, :, : len(cache.tokens)].clone() for layer in cache.layers for one in layer.tensors]
+    return [one[:, :, : len(cache.tokens)].cpu() for layer in cache.layers for one in layer.tensors]
 
 
 def check_equal(cache: KVCache, source: KVCache) -> None:
@@ -48,7 +51,7 @@ def check_equal(cache: KVCache, source: KVCache) -> None:
 
 @pytest.mark.parametrize("away", [(0, 1), (1,)])
 def test_the_copy_follows_what_is_added_and_taken_back(
-    away: tuple[int, ...], config: object, card: SimulatedAccelerator
+    away: tuple[int, ...], config: object, card: SimulatedAccelerator | SecondCard
 ) -> None:
     source = KVCache(config, 128, dict.fromkeys(away, card.empty))
     mirrored = MirroredCache(source, KVCache(config, 128), card)
@@ -62,7 +65,7 @@ def test_the_copy_follows_what_is_added_and_taken_back(
     check_equal(copy, source)
 
 
-def test_only_new_tokens_are_copied(config: object, card: SimulatedAccelerator) -> None:
+def test_only_new_tokens_are_copied(config: object, card: SimulatedAccelerator | SecondCard) -> None:
     source = KVCache(config, 128, dict.fromkeys((0, 1), card.empty))
     mirrored = MirroredCache(source, KVCache(config, 128), card)
     read(source, list(range(20)))
@@ -71,10 +74,12 @@ def test_only_new_tokens_are_copied(config: object, card: SimulatedAccelerator) 
     read(source, [4])
     copy = mirrored.current()
     assert bool((copy.layers[0].keys[:, :, :20] == 7.0).all())
-    assert torch.equal(copy.layers[0].keys[:, :, 20], source.layers[0].keys[:, :, 20])
+    assert torch.equal(copy.layers[0].keys[:, :, 20], source.layers[0].keys[:, :, 20].cpu())
 
 
-def test_what_lies_in_ram_is_used_as_it_is_and_moves_are_followed(config: object, card: SimulatedAccelerator) -> None:
+def test_what_lies_in_ram_is_used_as_it_is_and_moves_are_followed(
+    config: object, card: SimulatedAccelerator | SecondCard
+) -> None:
     source = KVCache(config, 128)
     mirrored = MirroredCache(source, KVCache(config, 128), card)
     read(source, [1, 2, 3])
@@ -84,7 +89,7 @@ def test_what_lies_in_ram_is_used_as_it_is_and_moves_are_followed(config: object
     assert mirrored.current() is not source
 
 
-def test_a_lost_device_is_reported(config: object, card: SimulatedAccelerator) -> None:
+def test_a_lost_device_is_reported(config: object, card: SimulatedAccelerator | SecondCard) -> None:
     source = KVCache(config, 128, {0: card.empty})
     mirrored = MirroredCache(source, KVCache(config, 128), card)
     read(source, [1, 2, 3])

@@ -18,6 +18,7 @@ from core.kernels.prepared_input import HostInput
 from core.kernels.quantize import quantize
 from core.kernels.quantized_weight import QuantizedWeight
 from core.model.device_copies import HostEmbedding, Uploads
+from core.offload.halves import Halves
 from core.offload.hetero_linear import HeteroLinear, SharedInputs
 from core.offload.host_weight import DeviceRows, HostWeight
 from core.offload.parameter_manager import Chunk, ParameterManager, SerialCopies, chunks_of, copied_rows
@@ -25,7 +26,7 @@ from core.offload.shares import Role
 from core.spec import BUCKET_TOKENS, LAYOUTS, LinearPlan, ModelSpec, Plan, Ring, Rows, Storage, cut_columns
 from tests.core.families import FAMILIES, RARER_FAMILIES
 from tests.core.kernels.test_storages import made
-from tests.core.offload.test_hetero_linear import Bench, plan_of
+from tests.core.offload.test_hetero_linear import TOKENS, Bench, plan_of
 from tests.core.second_device import SecondCard, SecondDevice
 
 STORAGES: list[Storage] = ["bf16", "int8", *(storage for storage, layout in LAYOUTS.items() if layout.group)]
@@ -52,6 +53,20 @@ def test_same_tokens_in_every_family(card: SecondCard, tmp_path: Path, family: s
     bench = Bench(family, tmp_path)
     first, second = thirds(bench.spec, 0, kv_on_device=True, paired=True), thirds(bench.spec, 1, kv_on_device=False)
     assert bench.run(first, second, card) == bench.expected
+
+
+def test_what_is_not_elementwise_reads_both_halves(card: SecondCard, tmp_path: Path) -> None:
+    """Between gate and down, where the halves otherwise stay on their sides."""
+    bench = Bench("llama", tmp_path)
+    model, placement, cache = bench.placed(thirds(bench.spec, 0, kv_on_device=True, paired=True), card)
+    seen = list[object]()
+    for layer in model.module.model.layers:
+        layer.mlp.act_fn.register_forward_pre_hook(lambda _, given: seen.append(given[0]) or (given[0].clamp(-9, 9),))
+    ids = [*bench.prompt, *bench.expected[:-1]]
+    assert model.forward(ids, cache, keep=TOKENS).argmax(-1).tolist() == bench.expected
+    assert any(isinstance(one, Halves) for one in seen)
+    placement.close()
+    card.close()
 
 
 @pytest.mark.parametrize("family", ["llama", "gemma3_text"])

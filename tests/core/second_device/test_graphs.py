@@ -138,7 +138,7 @@ def test_what_was_said_can_be_taken_back(second: SecondDevice, card: SecondCard,
     placed.close(card)
 
 
-def test_passes_of_several_tokens_come_between(card: SecondCard, llama: Bench) -> None:
+def test_passes_of_several_tokens_come_between(second: SecondDevice, card: SecondCard, llama: Bench) -> None:
     """As in verification of drafts: each kind of pass sees what the other has written."""
     placed = Placed(llama, card, whole(llama.spec))
     ids = [*llama.prompt, *llama.expected]
@@ -149,6 +149,7 @@ def test_passes_of_several_tokens_come_between(card: SecondCard, llama: Bench) -
         found += logits.argmax(-1).tolist()
         place += count
     assert found == llama.expected[1 : 1 + len(found)]
+    assert second.get("replays") == 10 - FIRST_PASSES, "of the passes over one token"
     placed.close(card)
 
 
