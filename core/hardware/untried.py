@@ -7,6 +7,8 @@ UNTRIED = (
     "The kernels for graphics cards were compiled for NVIDIA and for three of AMD's, and run only on a processor.",
     "The torch fetched for NVIDIA's cards was installed, but never ran on one; those for AMD's and Intel's came from a "
     "server made for tests only.",
+    "How each maker's cards are found, and how their memory is locked, counted and limited, is written from "
+    "documentation, and nothing of it has run with a card.",
     "Replaying work on a card (CUDA graphs) and dividing attention by heads were seen on a device made for tests only.",
     "What the paper's paired exchange brings was measured on a simulated card only.",
     "Speeds with a graphics card are predictions, and those of a simulated card.",
