@@ -62,6 +62,11 @@ NEAR = 0.02
 """Largest error relative to a row's largest change by the layer; one step of a quantised input stays below it."""
 
 
+def lends(layer: nn.Module) -> bool:
+    """Return whether a layer gives its keys and values to later ones."""
+    return bool(getattr(getattr(layer, "self_attn", None), LENDS, False))
+
+
 def adopt(layers: list[nn.Module]) -> list[LayerRun]:
     """Replace the forward of all such layers of a loaded tree whose linears are all on the CPU.
 
@@ -70,7 +75,7 @@ def adopt(layers: list[nn.Module]) -> list[LayerRun]:
     fits: dict[str, Make | None] = {}
     lent = any(getattr(getattr(layer, "self_attn", None), BORROWS, False) for layer in layers)
     for layer, libraries in _by_layer(layers).items():
-        if lent and getattr(layer.self_attn, LENDS, False):
+        if lent and lends(layer):
             continue
         kind = _kind(layer)
         if kind not in fits:

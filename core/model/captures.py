@@ -18,6 +18,7 @@ from core.accelerators.base import Accelerator
 from core.accelerators.graph import Leave
 from core.errors import DeviceLost
 from core.layers import attention
+from core.layers.fused_layers import lends
 from core.layers.kv_cache import KVCache, cache_argument
 from core.layers.kv_stretch import stretch_of
 from core.model.blueprint import decoder_layers
@@ -62,7 +63,7 @@ class Captures:
             self._whole = CapturedRun("the whole model", room)
         layers, device = decoder_layers(self._module), self._accelerator.device
         gaps = {self._module.get_submodule(name) for name in plan.gaps}
-        for numbers in runs_of(plan.captured):
+        for numbers in runs_of([number for number in plan.captured if not lends(layers[number])]):
             self._runs.append(ResidentRun({number: layers[number] for number in numbers}, gaps, device, room))
 
     @property

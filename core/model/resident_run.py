@@ -11,6 +11,7 @@ with every token, so that captured layers get the one of their stretch.
 from __future__ import annotations
 
 import inspect
+import operator
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -71,8 +72,11 @@ class ResidentRun:
         if place == 0:
             self._deferral.begin(x if self._deferral.direct else None)
         if not self._deferral.takes(place, x):
+            before = contents(given)
             y = layer.own(x, **given)
-            self._deferral.passed(place, x, layer.noted(x, y))
+            # What a layer leaves in its arguments for other layers, a replay would not leave.
+            kept = len(after := contents(given)) == len(before) and all(map(operator.is_, after, before))
+            self._deferral.passed(place, x, layer.noted(x, y) if kept else None)
             return y
         self._deferral.calls.append(Call(layer.own, given))
         last = place + 1 == len(self._layers)
@@ -217,11 +221,17 @@ def described(value: Any, tensors: list[Tensor]) -> Any:
         number = next((number for number, one in enumerate(tensors) if one is value), len(tensors))
         tensors += [value] if number == len(tensors) else []
         return Slot(number, value.shape, value.dtype, value.device)
-    if isinstance(value, dict):
+    if isinstance(value, Mapping):  # copied, because other layers may change it
         return {name: described(one, tensors) for name, one in value.items()}
     if isinstance(value, tuple | list):
         return type(value)([described(one, tensors) for one in value])
     return value
+
+
+def contents(given: Mapping[str, Any]) -> list[Any]:
+    """Return what the containers among the arguments hold."""
+    held = (value for value in given.values() if isinstance(value, Mapping | list))
+    return [one for value in held for one in (value.values() if isinstance(value, Mapping) else value)]
 
 
 def filled(description: Any, tensors: Sequence[Tensor]) -> Any:

@@ -16,6 +16,7 @@ from core.model.model_source import open_source
 from core.model.placement import DevicePlacement, HostPlacement
 from core.planning.capture import capturable
 from core.spec import BUCKET_TOKENS, Format, ModelSpec, Plan, Ring, Rows
+from tests.core.families import VOCABULARY
 from tests.core.offload.test_hetero_linear import TOKENS, Bench, plan_of
 from tests.core.second_device import SecondCard
 
@@ -103,5 +104,10 @@ PLANS: dict[str, Callable[[ModelSpec, bool], Plan]] = {
     "divided": lambda spec, captured: divided(spec, 1, captured=captured),
     "around": lambda spec, captured: around(spec, captured=captured),
 }
+LENDING = {
+    "layer_types": ["sliding_attention", "full_attention"] * 3, "num_hidden_layers": 6, "num_kv_shared_layers": 2,
+    "hidden_size_per_layer_input": 8, "vocab_size_per_layer_input": VOCABULARY, "enable_moe_block": False,
+}  # fmt: skip
+"""A Gemma 4 whose last two layers read the states of the two before, as in E2B."""
 GRAPHS = {"whole": 1, "divided": 2, "around": 4}
 """At least so many in a pass."""

@@ -22,7 +22,18 @@ from core.spec import Format, KvFormat, Ring, Rows
 from tests.core.families import FAMILIES
 from tests.core.offload.test_hetero_linear import TOKENS, Bench, plan_of
 from tests.core.second_device import SecondCard, SecondDevice, put_in
-from tests.core.second_device.placed import FEW_PLACES, GRAPHS, PLANS, ROOM, Placed, divided, launches, whole
+from tests.core.second_device.placed import (
+    FEW_PLACES,
+    GRAPHS,
+    LENDING,
+    PLANS,
+    ROOM,
+    Placed,
+    divided,
+    launches,
+    whole,
+    with_graphs,
+)  # fmt: skip
 from tests.core.tiny_tokenizer import chat_model
 
 pytestmark = pytest.mark.skipif(not hasattr(torch.accelerator, "Graph"), reason="this torch has no graphs for all")
@@ -324,6 +335,20 @@ def test_a_pass_that_finds_something_else_is_not_used(
     assert found + list(drawn) == llama.expected  # the layers get their angles from outside, so that they are captured
     assert second.get("replays") > TOKENS // 2
     placed.close(card)
+
+
+@pytest.mark.parametrize("known", [True, False])
+def test_layers_that_lend_their_states_are_not_captured(
+    second: SecondDevice, card: SecondCard, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, known: bool
+) -> None:
+    """Those before them are, but none of a run in which that only shows when they are called."""
+    if not known:
+        monkeypatch.setattr("core.model.captures.lends", lambda _: False)
+    bench = Bench("gemma4_text", tmp_path, **LENDING)
+    plan = with_graphs(whole(bench.spec, captured=False), bench.spec)
+    assert plan.captured == (0, 1, 2, 3)
+    assert bench.run(plan, plan, card) == bench.expected
+    assert (second.get("replays") > TOKENS // 2) == known
 
 
 def test_a_device_that_captures_nothing_is_asked_once(
