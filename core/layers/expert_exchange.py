@@ -103,7 +103,6 @@ class ExpertExchanges:
                 copy.staged.result()
                 lane.copy = replace(copy, arrived=self._sent(lane))
         elif copy.arrived.query():
-            self._accelerator.wait(copy.arrived)
             freed = copy.cache.release(copy.exchange.goes)
             copy.cache.hold(copy.exchange.comes, lane.spare)
             copy.cache.use.replaced += 1
