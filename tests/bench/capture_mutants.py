@@ -128,6 +128,27 @@ CAPTURES = (
         "test_graphs and token_is_one_launch",
     ),
     Mutant(
+        "what layers leave in their arguments is noticed",
+        RESIDENT,
+        "layer.noted(x, y) if kept else None",
+        "layer.noted(x, y)",
+        "test_graphs and lend_their",
+    ),
+    Mutant(
+        "layers that lend their states are left out",
+        CAPTURE,
+        " if not lends(layers[number])",
+        "",
+        "test_graphs and lend_their",
+    ),
+    Mutant(
+        "what other layers change in arguments is no part of a run",
+        RESIDENT,
+        "isinstance(value, Mapping):  # copied",
+        "isinstance(value, dict):  # copied",
+        "test_graphs and lend_their",
+    ),
+    Mutant(
         "what comes between deferred layers is noticed",
         DEFERRAL,
         "(x is self._waiting and place == len(self.calls))",

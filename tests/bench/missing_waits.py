@@ -19,13 +19,15 @@ from pathlib import Path
 
 import hypothesis  # noqa: F401  imported before forking, as transformers is
 import pytest
-import transformers.models.auto.modeling_auto  # noqa: F401
+import transformers.models.auto.modeling_auto
+import transformers.models.llama.modeling_llama  # noqa: F401
 
 from tests.bench.capture_mutants import CAPTURES
+from tests.bench.layer_mutants import LAYERS
 from tests.bench.mutants import CONTROL, DIVIDED_HEADS, MOVES, WAITS, Mutant
 
 ROOT = Path(__file__).resolve().parents[2]
-TESTS = [f"tests/core/second_device/test_{name}.py" for name in ("device", "engine", "graphs", "gaps", "heads")]
+ALL = (*WAITS, *MOVES, *CAPTURES, *DIVIDED_HEADS, *LAYERS)
 LIMIT_S, OUTPUT = 300, "said.txt"
 
 
@@ -33,7 +35,7 @@ def outcome(mutant: Mutant) -> str:
     """Return the first test that failed, '' if none did."""
     with tempfile.TemporaryDirectory() as folder:
         for name in ("core", "tests"):
-            shutil.copytree(ROOT / name, Path(folder, name), ignore=shutil.ignore_patterns("__pycache__"))
+            shutil.copytree(ROOT / name, Path(folder, name))  # with compiled files: those of a changed one are ignored
         for name in ("pyproject.toml", "assets"):
             Path(folder, name).symlink_to(ROOT / name)
         path = Path(folder, "core", mutant.file)
@@ -41,12 +43,12 @@ def outcome(mutant: Mutant) -> str:
         if mutant.old not in source:
             raise SystemExit(f"{mutant.file} has changed: {mutant.old!r} is not there")
         path.write_text(source.replace(mutant.old, mutant.new), encoding="utf-8")
-        return _outcome(Path(folder), mutant.tests)
+        return _outcome(Path(folder), mutant)
 
 
-def _outcome(folder: Path, tests: str) -> str:
+def _outcome(folder: Path, mutant: Mutant) -> str:
     # Forked, with torch and transformers imported already: importing takes longer than most of the tests.
-    child = multiprocessing.get_context("fork").Process(target=_test, args=(folder, tests))
+    child = multiprocessing.get_context("fork").Process(target=_test, args=(folder, mutant))
     child.start()
     child.join(LIMIT_S)
     if child.is_alive():
@@ -54,7 +56,7 @@ def _outcome(folder: Path, tests: str) -> str:
         child.join()
         return f"no end within {LIMIT_S} s"
     if child.exitcode == pytest.ExitCode.NO_TESTS_COLLECTED:
-        raise SystemExit(f"no test is named like this: {tests}")
+        raise SystemExit(f"no test is named like this: {mutant.tests}")
     said = (folder / OUTPUT).read_text(encoding="utf-8", errors="replace").splitlines()
     failed = [line for line in said if line.startswith(("FAILED", "ERROR")) and "::" in line]
     if failed:
@@ -64,7 +66,7 @@ def _outcome(folder: Path, tests: str) -> str:
     return f"the process ended ({child.exitcode}): {said[-1] if said else ''}" if child.exitcode else ""
 
 
-def _test(folder: Path, tests: str) -> None:
+def _test(folder: Path, mutant: Mutant) -> None:
     """Run a folder's tests with its `core`, in the child process."""
     os.chdir(folder)
     said = os.open(OUTPUT, os.O_CREAT | os.O_WRONLY)
@@ -73,9 +75,8 @@ def _test(folder: Path, tests: str) -> None:
     for name in [name for name in sys.modules if name.partition(".")[0] in ("core", "tests")]:
         del sys.modules[name]
     sys.path.insert(0, str(folder))
-    code = pytest.main(
-        ["-x", "-W", "ignore::pytest.PytestAssertRewriteWarning", "-q", "-p", "no:cacheprovider", "-k", tests, *TESTS]
-    )
+    options = ["-x", "-q", "-p", "no:cacheprovider", "-W", "ignore::pytest.PytestAssertRewriteWarning"]
+    code = pytest.main([*options, "-k", mutant.tests, *(f"tests/core/{file}" for file in mutant.files)])
     sys.stdout.flush()
     os._exit(int(code))
 
@@ -89,7 +90,7 @@ def main() -> int:
     if found := outcome(CONTROL):
         raise SystemExit(f"with nothing removed, this fails: {found}")
     survived = 0
-    chosen = [one for one in (*WAITS, *MOVES, *CAPTURES, *DIVIDED_HEADS)[options.skip :] if options.only in one.what]
+    chosen = [one for one in ALL[options.skip :] if options.only in one.what]
     for mutant in chosen[: options.count]:
         found = outcome(mutant)
         survived += not found

@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+
+SECOND = tuple(f"second_device/test_{name}.py" for name in ("device", "engine", "graphs", "gaps", "heads"))
 
 
 @dataclass(frozen=True)
 class Mutant:
-    """A mutation: in one file of `core`, `old` becomes `new`. `tests`: the tests that should fail, as for pytest -k."""
+    """A mutation: in one file of `core`, `old` becomes `new`. `tests`: the tests that should fail, as for pytest -k, in
+    these `files` of `tests/core`."""
 
     what: str
     file: str
     old: str
     new: str
     tests: str
+    files: Sequence[str] = SECOND
 
 
 CARD, RING, LINEAR = "accelerators/card.py", "offload/parameter_manager.py", "offload/hetero_linear.py"
@@ -112,6 +117,13 @@ WAITS = (
         "come_to_stay",
     ),
     Mutant(
+        "inputs are there when work is captured",
+        CARD,
+        "        self._captures = self._captures or self.stream()\n        self.synchronize()\n",
+        "        self._captures = self._captures or self.stream()\n",
+        "test_device and captured_is_done",
+    ),
+    Mutant(
         "a ring that closes waits for its copies",
         RING,
         "            self._accelerator.synchronize()\n        self._free",
@@ -126,6 +138,13 @@ MOVES = (
         "Brought(self._accelerator.to_host(x))",
         "Brought(type('Same', (), {'result': lambda _: x})())",
         STREAMING,
+    ),
+    Mutant(
+        "the CPU's part of a result goes to the device",
+        LINEAR,
+        "zip(hosted, self.accelerator.together_to_device(found), strict=True)",
+        "zip(hosted, found, strict=True)",
+        "divided_by_columns",
     ),
     Mutant(
         "looked-up rows of the input table go to the device",
