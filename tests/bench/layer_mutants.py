@@ -66,15 +66,6 @@ LAYERS = (
     ),
     LATENT("they travel to latents that lie elsewhere", ATTENTION, "rows = query.to(keys.device)", "rows = query"),
     LATENT("what they see comes to the CPU", ATTENTION, "seen_part.cpu()", "seen_part"),
-    LATENT(
-        "the results go to the device",
-        ATTENTION,
-        "latents.heads.results(seen_part.cpu()).to(query.device)",
-        "latents.heads.results(seen_part.cpu())",
-    ),
-    IN_RAM(
-        "new tokens travel to packed states", "kernels/packed_states.py", "    states = states.to(packed.device)\n", ""
-    ),
     IN_RAM(
         "many new tokens travel to the newest ones",
         RECENT,
@@ -86,6 +77,20 @@ LAYERS = (
         PACKED,
         "stored.floats(recent.dtype, mixed=mixed).to(self.home)",
         "stored.floats(recent.dtype, mixed=mixed)",
+    ),
+    IN_RAM(
+        "parked inputs of convolutions go to the device",
+        "layers/kv_states.py",
+        "            there = tensor.to(device)\n",
+        "            there = tensor\n",
+        tests="parked",
+    ),
+    IN_RAM(
+        "parked states come to RAM",
+        "layers/kv_states.py",
+        'one.to("cpu", copy=True)',
+        "one.clone()",
+        tests="parked",
     ),
     Mutant(
         "the transform of packed states lies where they do",
@@ -134,7 +139,6 @@ LAYERS = (
         "part.to(self._accelerator.device) for part in",
         "part for part in",
     ),
-    ONE_BY_ONE("rows come to the CPU's experts", CACHE, "copy.result()", "copy._host"),
     ONE_BY_ONE("shares come to the CPU's experts", CACHE, "routed.shares.cpu()", "routed.shares"),
     ONE_BY_ONE("their results go to the device", CACHE, "self._accelerator.to_device(found.y)", "found.y"),
     HELD(

@@ -1,4 +1,4 @@
-"""Keys and values of 8 bits that lie in RAM while the second device computes."""
+"""States that lie in RAM while the second device computes: of 8 bits, and those of parked conversations."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from core.layers.kv_packed import PackedLayer
+from core.layers.kv_parking import ParkedPrefixes
 from core.spec import RECENT_ROOM
 from tests.core.offload.test_hetero_linear import Bench
 from tests.core.second_device import SecondCard
@@ -30,4 +31,24 @@ def test_packed_states_in_ram_say_what_those_on_the_card_say(card: SecondCard, t
         assert bool(placed.cache.away) == kv_on_device
         placed.placement.close()
     assert torch.nn.functional.cosine_similarity(found[0], found[1]).min() > 0.9999
+    card.close()
+
+
+@pytest.mark.parametrize("family", ["qwen3_next", "mamba2"])
+def test_recurrent_states_are_parked_and_come_back(card: SecondCard, tmp_path: Path, family: str) -> None:
+    """They wait in RAM, and lie on the card again, also in a cache that has not been used."""
+    bench, parked = Bench(family, tmp_path), ParkedPrefixes(1 << 24)
+    plan = thirds(bench.spec, 0, kv_on_device=True)
+    model, placement, cache = bench.placed(plan, card)
+    text = bench.prompt * 3
+    model.forward(text, cache)
+    used = card.memory().used
+    parked.switch(cache, [9, 8, 7], 0, card.device)
+    assert card.memory().used == used
+    expected = model.forward([5], cache)
+    fresh = placement.make_cache(model.module.config, plan)
+    parked.switch(fresh, [*text, 5], 0, card.device)
+    assert fresh.tokens == text
+    torch.testing.assert_close(model.forward([5], fresh), expected, rtol=1e-4, atol=1e-4)
+    placement.close()
     card.close()
