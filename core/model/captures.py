@@ -63,7 +63,10 @@ class Captures:
             self._whole = CapturedRun("the whole model", room)
         layers, device = decoder_layers(self._module), self._accelerator.device
         gaps = {self._module.get_submodule(name) for name in plan.gaps}
-        for numbers in runs_of([number for number in plan.captured if not lends(layers[number])]):
+        # With more KV caches than layers (HRM), a pass goes through layers several times.
+        once = max(plan.captured) < len(layers)
+        able = [number for number in plan.captured if not lends(layers[number])] if once else []
+        for numbers in runs_of(able):
             self._runs.append(ResidentRun({number: layers[number] for number in numbers}, gaps, device, room))
 
     @property

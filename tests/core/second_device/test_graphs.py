@@ -351,6 +351,15 @@ def test_layers_that_lend_their_states_are_not_captured(
     assert (second.get("replays") > TOKENS // 2) == known
 
 
+def test_layers_that_a_pass_goes_through_several_times(
+    second: SecondDevice, card: SecondCard, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They have more KV caches than modules: only the pass as a whole can be captured."""
+    monkeypatch.setitem(FAMILIES, "hrm_text", FAMILIES["llama"] | {"H_cycles": 2, "L_cycles": 1})
+    bench = Bench("hrm_text", tmp_path)
+    assert bench.run(with_graphs(whole(bench.spec), bench.spec), divided(bench.spec, 0), card) == bench.expected
+
+
 def test_a_device_that_captures_nothing_is_asked_once(
     card: SecondCard, llama: Bench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
