@@ -15,6 +15,7 @@ from PySide6.QtCore import QObject, Signal, Slot
 from app.conversations.chat_model import ChatModel
 from app.conversations.conversation import CALLED, COUNTS, PARTS, Conversation, Turn
 from app.conversations.model_session import ModelSession, failure_notice
+from app.conversations.receipt import receipt
 from app.conversations.tool_loop import CallCollector, ToolLoop
 from app.engine.app_state import State
 from app.engine.worker import Worker
@@ -40,7 +41,6 @@ from core.events import (
     Truncated,
 )
 from core.files import without_halves
-from core.sentence import pack
 
 log = logging.getLogger(__name__)
 
@@ -234,6 +234,7 @@ class Session(QObject):
     def _on_opened(self) -> None:
         stats = self.state.stats if self.state.busy else None
         self.model.change(shown=self.conversation, begun=bool(self._chat.rowCount()), stats=stats)
+        self._withdraw()
 
     def _put(self, question: Turn, in_parts: Collection[str], counts: Mapping[str, int]) -> bool:
         """Ask a question together with its passages; False while they cannot be found yet."""
@@ -335,7 +336,7 @@ class Session(QObject):
     def _on_finished(self, reason: FinishReason, stats: Stats) -> None:
         """End the reply, or run its tools before it goes on. Calls of a reply that was cut short are not made."""
         reply, calls = self._chat.running, self._calls.calls() if reason == "stop" else ()
-        self._finish(CALLED if calls else reason, self._receipt(stats))
+        self._finish(CALLED if calls else reason, receipt(self.state.model, stats, self._asked_with))
         if calls and reply is not None:
             self.model.change(phase="calling", prefill=None, stats=stats)
             self.tools.begin(self.answered, reply, calls)
@@ -345,6 +346,13 @@ class Session(QObject):
     def _rest(self, stats: Stats | None) -> None:
         """End a reply with these figures, which are those of its conversation only."""
         self.model.change(phase="ready", prefill=None, stats=None if self.state.elsewhere else stats)
+        self._withdraw()
+
+    def _withdraw(self) -> None:
+        """Take back that another conversation is being answered, if none is."""
+        if not self.state.elsewhere:
+            for notice in (notices.answers_elsewhere(), notices.tool_asks_elsewhere()):
+                self.model.withdrawn.emit(notice)
 
     @Slot()
     def _on_tool_asks(self) -> None:
@@ -379,19 +387,3 @@ class Session(QObject):
         turn = self._chat.finish_reply(end, receipt)
         if turn is not None:
             self.finished.emit(turn)
-
-    def _receipt(self, stats: Stats) -> dict[str, object]:
-        model = self.state.model
-        return {
-            "model": model.name if model else "",
-            "format": model.format if model else "",
-            "plan": pack(model.plan_reason) if model else "",
-            "tok_s": stats.mean_tok_s,
-            "ttft_s": stats.ttft_s,
-            "prompt_tok_s": stats.prompt_tok_s,
-            "prompt_tokens": stats.prompt_tokens,
-            "reused_tokens": stats.reused_tokens,
-            "new_tokens": stats.new_tokens,
-            "seed": stats.seed,
-            "sampling": {name: value for name, value in vars(self._asked_with).items() if value not in (None, ())},
-        }

@@ -99,7 +99,7 @@ def test_the_user_may_return_before_its_end(qtbot: QtBot, app: Application, engi
     qtbot.waitUntil(lambda: app.window.transcript.view_of(app.chat.turn(1).id) is not None)
 
 
-def test_a_question_elsewhere_has_to_wait_and_leads_there(qtbot: QtBot, app: Application) -> None:
+def test_a_question_elsewhere_has_to_wait(qtbot: QtBot, app: Application) -> None:
     edit = app.window.composer.edit
     QTest.keyClicks(edit, "Second question")
     QTest.keyClick(edit, Qt.Key.Key_Return)
@@ -107,11 +107,23 @@ def test_a_question_elsewhere_has_to_wait_and_leads_there(qtbot: QtBot, app: App
     assert texts(app) == []
     app.session.stop()
     assert app.session.state.busy, "what is stopped would not be seen"
-    find(app.window.notices, QPushButton, "Go there").click()
+    app.library.open(app.session.answered.id, "")
+    assert not app.window.notices.notices, "no longer true"
     assert texts(app) == ["First question", HALF.text]
     app.session.stop()
     qtbot.waitUntil(lambda: not app.session.state.busy)
     assert app.chat.turn(1).end == "stopped"
+
+
+def test_the_notice_leads_there_and_goes_with_the_reply(qtbot: QtBot, app: Application, engine: ScriptedEngine) -> None:
+    app.commands.submit("Second question")
+    find(app.window.notices, QPushButton, "Go there").click()
+    assert texts(app) == ["First question", HALF.text]
+    app.commands.act("new_chat")
+    app.commands.submit("Second question")
+    assert app.window.notices.notices
+    go_on(qtbot, app, engine)
+    assert not app.window.notices.notices
 
 
 def test_the_next_question_is_answered_where_it_is_asked(
