@@ -245,7 +245,7 @@ def imported(count: int, unreadable: Sequence[str] = ()) -> Notice:
     words = tr("One conversation.") if count == 1 else tr("{} conversations.").format(count)
     if not unreadable:
         return Notice(tr("Imported"), words, "info")
-    named = ", ".join(f"“{name}”" for name in unreadable[:NAMED]) + ("…" if len(unreadable) > NAMED else "")
+    named = ", ".join(tr("“{}”").format(name) for name in unreadable[:NAMED]) + ("…" if len(unreadable) > NAMED else "")
     return Notice(tr("Imported"), f"{words} {tr('Not readable: {}.').format(named)}", "warning")
 
 

@@ -286,6 +286,7 @@ QPushButton[primary="true"]:disabled {{ background: {c.hover}; color: {c.muted};
 QLineEdit, QSpinBox, QDoubleSpinBox, QComboBox {{ background: {c.raised}; color: {c.text};
     border: {LINE}px solid {c.border}; border-radius: {BUTTON_RADIUS}px; padding: 0 {RELATED}px;
     min-height: {TARGET}px; selection-background-color: {c.selection}; selection-color: {c.text}; }}
+QLineEdit {{ padding: 0 {RELATED - 2}px; }} /* which adds 2 pixels of its own */
 QLineEdit:focus, QSpinBox:focus, QDoubleSpinBox:focus, QComboBox:focus {{ border-color: {c.accent}; }}
 QSplitter::handle {{ background: {c.border}; }}
 QScrollBar:vertical {{ background: transparent; width: 12px; margin: 2px; }}

@@ -44,9 +44,12 @@ _STYLE = re.compile(
 _ACCENTS = {"vec": "\u20d7", "hat": "\u0302", "bar": "\u0304", "tilde": "\u0303", "dot": "\u0307", "ddot": "\u0308"}
 """Accents over one character, as combining characters."""
 _ACCENT = re.compile(rf"\\({'|'.join(_ACCENTS)})\s*\{{(\w)\}}")
+_MATRIX = re.compile(r"\\begin\{([pbBvV])(?:small)?matrix\}(.*?)\\end\{\1(?:small)?matrix\}", re.DOTALL)
+_ROW = re.compile(r"\\\\(?:\[-?[\d.]+[a-z]{2}\])?")
+_FENCES = {"p": ("(", ")"), "b": ("[", "]"), "B": (r"\{", r"\}"), "v": ("|", "|"), "V": ("‖", "‖")}
 _BOARD = re.compile(r"\\mathbb\s*\{([A-Z])\}")
 _SCRIPT = re.compile(rf"(?<!\\)([\^_])(?:{_GROUP}|(\\?[A-Za-z0-9+\-*′]|[^\x00-\x7f\ue000-\ue002]))")
-_ESCAPE = re.compile(r"\\(?:(\\)(?:\[-?[\d.]+[a-z]{2}\])?|([,;:! ])|([{}%$&#_]))")
+_ESCAPE = re.compile(r"\\(?:(\\)(?:\[-?[\d.]+[a-z]{2}\])?|([,;:! ])|([{}%$&#_|]))")
 _COMMAND = re.compile(r"\\([A-Za-z]+)")
 LONGEST, ROUNDS = 2000, 12
 _LOWER, _HIGHER, _END = "\ue000", "\ue001", "\ue002"
@@ -84,6 +87,7 @@ def runs(tex: str) -> list[Run]:
 
 def _marked(tex: str) -> str:
     text = re.sub(r"\\(?:left|right|displaystyle|limits|big|Big|bigg|Bigg)(?![A-Za-z])\s?", "", tex.strip())
+    text = _MATRIX.sub(_fenced, text)
     text = re.sub(r"\\begin\{array\}\s*\{[clr|]*\}|\\begin\{[a-zA-Z*]+\}|\\end\{[a-zA-Z*]+\}", "", text)
     text = _BOARD.sub(lambda found: _BLACKBOARD.get(found[1], found[1]), text)
     text = _COMMAND.sub(_sign, text)
@@ -103,7 +107,14 @@ def _marked(tex: str) -> str:
 
 def _escaped(found: re.Match[str]) -> str:
     """Return the character that an escape stands for: a new row, a space, or a character with a meaning in TeX."""
-    return "\n" if found[1] else " " if found[2] else found[3]
+    return "\n" if found[1] else " " if found[2] else found[3].replace("|", "‖")
+
+
+def _fenced(found: re.Match[str]) -> str:
+    """Return a matrix on one line, its rows separated by semicolons."""
+    left, right = _FENCES[found[1]]
+    rows = [row.strip() for row in _ROW.split(found[2])]
+    return f"{left}{'; '.join(filter(None, rows))}{right}"
 
 
 def _sign(found: re.Match[str]) -> str:

@@ -8,7 +8,6 @@ from PySide6.QtWidgets import QCheckBox, QComboBox, QLineEdit, QPlainTextEdit, Q
 
 from app.i18n.translator import tr
 from app.settings.theme import BUTTON_RADIUS, INSIDE, LINE, RELATED, Colours, Theme
-from app.views.controls.controls import paint_focus
 
 ARROW, ARROW_ROOM = 14, 24
 BOX = 18
@@ -56,7 +55,7 @@ class TickBox(QCheckBox):
 
     def sizeHint(self) -> QSize:
         metrics = self.fontMetrics()
-        width = BOX + RELATED + metrics.horizontalAdvance(self.text()) + 2 * INSIDE
+        width = BOX + RELATED + metrics.horizontalAdvance(self.text()) + INSIDE
         return QSize(width, max(BOX, metrics.height()) + 2 * INSIDE)
 
     def paintEvent(self, event: QPaintEvent) -> None:
@@ -64,18 +63,18 @@ class TickBox(QCheckBox):
         painter.setRenderHint(QPainter.RenderHint.Antialiasing)
         if not self.isEnabled():
             painter.setOpacity(0.4)
-        box = QRectF(INSIDE + 0.5, (self.height() - BOX) / 2 + 0.5, BOX - 1, BOX - 1)
-        painter.setPen(QPen(self._theme.colour("accent" if self.isChecked() else "muted"), 1))
+        focused, usual = ("text", "accent") if self.isChecked() else ("accent", "muted")
+        edge, line = (focused, 2) if self.hasFocus() else (usual, 1)
+        box = QRectF(line / 2, (self.height() - BOX + line) / 2, BOX - line, BOX - line)
+        painter.setPen(QPen(self._theme.colour(edge), line))
         painter.setBrush(self._theme.colour("accent" if self.isChecked() else "raised"))
         painter.drawRoundedRect(box, INSIDE, INSIDE)
         if self.isChecked():
             tick = self._theme.pixmap("check", "on_accent", BOX - 4, self.devicePixelRatioF())
-            painter.drawPixmap(int(box.left()) + 2, int(box.top()) + 2, tick)
+            painter.drawPixmap(2, (self.height() - BOX) // 2 + 2, tick)
         painter.setPen(self._theme.colour("text"))
-        words = self.rect().adjusted(BOX + RELATED + INSIDE, 0, 0, 0)
+        words = self.rect().adjusted(BOX + RELATED, 0, 0, 0)
         painter.drawText(words, Qt.AlignmentFlag.AlignVCenter | Qt.TextFlag.TextShowMnemonic, self.text())
-        if self.hasFocus():
-            paint_focus(painter, self._theme, QRectF(self.rect()))
 
     def hitButton(self, place: object) -> bool:
         """Accept a press anywhere on the widget."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import time
 
 from PySide6.QtCore import QRectF, Qt, QTimer, Signal, Slot
@@ -27,6 +28,8 @@ PHASES = {
     "ready": "Almost ready",
 }
 MOST = 3
+UNIT = re.compile(r"(?<=okens)/s\b")
+"""The end of a rate, "tokens/s", where no line may be broken."""
 LEAVES_AFTER_MS = 15_000
 """How long a notice stays that only informs."""
 
@@ -65,7 +68,8 @@ class NoticeCard(BarCard):
         sign.setFixedSize(ICON, ICON)
         words = QLabel(self)
         words.setTextFormat(Qt.TextFormat.PlainText)
-        words.setText(f"{notice.title}. {notice.sentence}".replace("?.", "?"))
+        said = f"{notice.title}. {notice.sentence}".replace("?.", "?")
+        words.setText(UNIT.sub("/\u2060s", said))
         words.setWordWrap(True)
         words.setTextInteractionFlags(Qt.TextInteractionFlag.TextSelectableByMouse)
         row = QHBoxLayout(self)
@@ -80,7 +84,7 @@ class NoticeCard(BarCard):
         close = IconButton(theme, "close", tr("Close"), self)
         close.clicked.connect(self.closed)
         row.addWidget(close)
-        self.setAccessibleName(words.text())
+        self.setAccessibleName(said)
         self._leaves = QTimer(self, singleShot=True, interval=LEAVES_AFTER_MS)
         self._leaves.timeout.connect(self._on_time)
         if notice.tone == "info" and not notice.action:

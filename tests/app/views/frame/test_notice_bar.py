@@ -1,6 +1,8 @@
 """Notices leave by themselves only if they ask for nothing."""
 
 import pytest
+from PySide6.QtGui import QTextLayout
+from PySide6.QtWidgets import QLabel
 from pytestqt.qtbot import QtBot
 
 from app.notices.notices import Notice
@@ -22,3 +24,23 @@ def test_a_notice_that_only_informs_leaves_and_others_stay(qtbot: QtBot, monkeyp
     assert bar.notices == [INFORMS, ASKS, WARNS]
     qtbot.waitUntil(lambda: INFORMS not in bar.notices)
     assert bar.notices == [ASKS, WARNS]
+
+
+def test_no_line_of_a_notice_is_broken_inside_a_rate(qtbot: QtBot) -> None:
+    bar = NoticeBar(Theme())
+    qtbot.addWidget(bar)
+    bar.add(Notice("Too long", "It writes about 7.2 instead of 11.9 tokens/s.", "warning"))
+    label = next(each for each in bar.findChildren(QLabel) if "tokens" in each.text())
+    for width in range(60, 400, 3):
+        assert not any(line.startswith("s.") for line in lines_at(label, width))
+
+
+def lines_at(label: QLabel, width: int) -> list[str]:
+    layout = QTextLayout(label.text(), label.font())
+    layout.beginLayout()
+    lines = []
+    while (line := layout.createLine()).isValid():
+        line.setLineWidth(width)
+        lines.append(label.text()[line.textStart() : line.textStart() + line.textLength()].lstrip("\u2060"))
+    layout.endLayout()
+    return lines
