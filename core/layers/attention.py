@@ -215,7 +215,8 @@ def _attend_many(asked: Asked, key: Tensor, value: Tensor, *, causal: bool) -> T
 
     `causal`: without a mask, each query sees the keys up to its own; otherwise all.
     """
-    if type(asked.query) is not Tensor or asked.query.device.type != "cpu":
+    by_head = asked.mask is not None and asked.mask.shape[1] > 1
+    if type(asked.query) is not Tensor or asked.query.device.type != "cpu" or by_head:
         return None
     call = asked.call(Stored(key), Stored(value))
     return native_prompt.attend(call, causal=causal) if native_prompt.suits(call) else None

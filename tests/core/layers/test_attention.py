@@ -147,6 +147,15 @@ def test_without_causality_every_key_is_seen() -> None:
     assert (found.double() - expected(query, key, value, None, None, None)).abs().max() < 1e-5
 
 
+@pytest.mark.parametrize("queries", [1, 3, 20, 300])
+def test_heads_may_see_different_keys(queries: int) -> None:
+    """As Doge's, whose masks choose keys for each head."""
+    query, key, value = (torch.randn(1, heads, rows, 32) for heads, rows in ((4, queries), (2, 300), (2, 300)))
+    mask = torch.rand(1, 4, queries, 300) < 0.7
+    found, _ = attend(nn.Module(), query, key, value, mask)
+    torch.testing.assert_close(found.double(), expected(query, key, value, mask, None, None), rtol=1e-4, atol=1e-5)
+
+
 def test_a_row_that_sees_nothing_is_zero_and_broken_keys_stay_visible() -> None:
     query, key, value = torch.randn(1, 4, 2, 16), torch.randn(1, 2, 40, 16), torch.randn(1, 2, 40, 16)
     mask = torch.ones(1, 1, 2, 40, dtype=torch.bool)
