@@ -186,11 +186,16 @@ def test_a_question_stopped_during_the_load_stays_unanswered_and_can_be_asked_ag
     qtbot.waitUntil(lambda: app.session.state.phase == "ready")
     assert not engine.requests
     qtbot.waitUntil(lambda: app.window.transcript.view_of(app.chat.turn(0).id) is not None)
-    find(app.window.transcript, IconButton, "Ask again").click()
+    ask_again(qtbot, app)
     qtbot.waitUntil(lambda: app.chat.rowCount() == 2 and not app.session.state.busy)
     assert texts(app) == ["Early", "Here."]
     assert app.chat.conversation.versions(app.chat.turn(1).id) == (1, 1)
     assert not find(app.window.transcript, IconButton, "Ask again").isVisible()
+
+
+def ask_again(qtbot: QtBot, app: Application) -> None:
+    qtbot.waitUntil(lambda: find(app.window.transcript, IconButton, "Ask again").isVisible())
+    find(app.window.transcript, IconButton, "Ask again").click()
 
 
 def test_a_question_whose_model_cannot_be_loaded_stays_unanswered(qtbot: QtBot, start: Start) -> None:
@@ -223,7 +228,7 @@ def test_a_question_that_waited_when_the_program_was_killed_can_be_asked_again(
     second = start(ScriptedEngine(answer("Here.")))
     second.library.open(id, "")
     qtbot.waitUntil(lambda: second.window.transcript.view_of(second.chat.turn(0).id) is not None)
-    find(second.window.transcript, IconButton, "Ask again").click()
+    ask_again(qtbot, second)
     qtbot.waitUntil(lambda: not second.session.state.busy and second.chat.rowCount() == 2)
     assert texts(second) == ["Early", "Here."]
     engine.gate.set()
