@@ -7,8 +7,9 @@ import copy
 import json
 import pickle
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Set
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -46,30 +47,33 @@ COMMAND_LINE = ("core/commands", "core/hardware/doctor", "core/weights/known_sha
 OTHERS = [code for code in languages() if code != "en"]
 
 
+@cache
 def trees() -> dict[str, ast.Module]:
+    """Parse each source once."""
     sources = (*sorted(ROOT.glob("core/**/*.py")), *sorted(ROOT.glob("app/**/*.py")))
     found = {path.relative_to(ROOT).as_posix(): ast.parse(path.read_text("utf-8")) for path in sources}
     return {name: tree for name, tree in found.items() if not name.startswith(COMMAND_LINE)}
 
 
-def carriers(modules: dict[str, ast.Module]) -> set[str]:
+@cache
+def carriers() -> frozenset[str]:
     """Return the names of the errors and records that carry sentences, and of functions that create them."""
     found = {*RECORDS, "HeteGenError"}
     for _ in range(3):  # subclasses of subclasses, then the functions that create them
-        for node in (node for tree in modules.values() for node in ast.walk(tree)):
+        for node in (node for tree in trees().values() for node in ast.walk(tree)):
             match node:
                 case ast.ClassDef(name=name, bases=bases) if found & {ast.unparse(base) for base in bases}:
                     found.add(name)
                 case ast.FunctionDef(name=name, returns=ast.Name(kind)) if kind in found:
                     found.add(name)
-    return found
+    return frozenset(found)
 
 
 def arguments(call: ast.Call) -> list[ast.expr]:
     return [*call.args, *(keyword.value for keyword in call.keywords)]
 
 
-def calls(names: set[str]) -> Iterator[tuple[str, ast.Call]]:
+def calls(names: Set[str]) -> Iterator[tuple[str, ast.Call]]:
     """Yield the calls of functions and classes with these names, with their places."""
     for module, tree in trees().items():
         for node in ast.walk(tree):
@@ -94,7 +98,7 @@ def is_sentence(text: str) -> bool:
 
 
 def all_sentences() -> set[str]:
-    names = {*carriers(trees()), "sentence"}
+    names = {*carriers(), "sentence"}
     found = {text for _, call in calls(names) for argument in arguments(call) for text in texts(argument)}
     return found | {text for module, tree in trees().items() if module in WHOLE for text in texts(tree)}
 
@@ -116,7 +120,7 @@ def test_what_has_gaps_is_made_by_sentence() -> None:
     """An f-string would have lost its template, and so its translation."""
     lost = [
         place
-        for place, call in calls(carriers(trees()))
+        for place, call in calls(carriers())
         for argument in arguments(call)
         if isinstance(argument, ast.JoinedStr)
         and is_sentence("".join(part.value for part in argument.values if isinstance(part, ast.Constant)))  # type: ignore[misc]
@@ -126,7 +130,7 @@ def test_what_has_gaps_is_made_by_sentence() -> None:
 
 def test_the_systems_own_words_are_never_all_that_is_said() -> None:
     """The system's own words are not translated, so they follow a sentence of ours that says what happened."""
-    kinds = {name for name in carriers(trees()) if name[0].isupper()}
+    kinds = {name for name in carriers() if name[0].isupper()}
     alone = [place for place, call in calls(kinds) if call.args and "strerror" in ast.unparse(call.args[0])]
     assert not alone
 
