@@ -123,20 +123,21 @@ def compiler() -> str:
 def built() -> Path:
     """Return the library, which is cached among other temporary files, for all copies of the source alike."""
     folder = Path(torch.__file__).parent
-    command = [
-        compiler(), "-std=c++20", "-O1", "-fPIC", "-shared", "-w", f"-I{folder / 'include'}",
-        f"-I{folder / 'include/torch/csrc/api/include'}",
-        f"-D_GLIBCXX_USE_CXX11_ABI={int(torch.compiled_with_cxx11_abi())}",
-        SOURCE.name, f"-L{folder / 'lib'}", *(f"-l{name}" for name in LIBRARIES),
+    options = [
+        "-std=c++20", "-O1", "-fPIC", "-shared", "-w",
+        f"-D_GLIBCXX_USE_CXX11_ABI={int(torch.compiled_with_cxx11_abi())}", *(f"-l{name}" for name in LIBRARIES),
     ]  # fmt: skip
-    key = hashlib.sha256(SOURCE.read_bytes() + repr((command, torch.__version__)).encode()).hexdigest()[:16]
+    places = [f"-I{folder / 'include'}", f"-I{folder / 'include/torch/csrc/api/include'}", f"-L{folder / 'lib'}"]
+    # Not the places: another checkout or environment with the same torch uses the same library.
+    known = repr((compiler(), options, torch.__version__))
+    key = hashlib.sha256(SOURCE.read_bytes() + known.encode()).hexdigest()[:16]
     path = Path(tempfile.gettempdir()) / f"hetegen-second-device-{os.getuid()}" / f"{key}.so"
     path.parent.mkdir(mode=0o700, exist_ok=True)
     # One process compiles and the others wait: it takes much memory.
     with FileLock(path.with_suffix(".lock")):
         if not path.exists():
             unfinished = path.with_suffix(f".{os.getpid()}")
-            subprocess.run([*command, "-o", str(unfinished)], cwd=SOURCE.parent, check=True)
+            subprocess.run([compiler(), str(SOURCE), *places, *options, "-o", str(unfinished)], check=True)
             unfinished.replace(path)
     return path
 
