@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import gc
+import itertools
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import hypothesis
@@ -17,12 +20,28 @@ hypothesis.settings.register_profile("any pace", deadline=None, suppress_health_
 hypothesis.settings.load_profile("any pace")
 
 
+@pytest.fixture(scope="session")
+def _homes(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """Yield the path of a new folder each time. pytest would look through thousands of folders for the next number."""
+    everyone = tmp_path_factory.mktemp("homes")
+    return (everyone / str(number) for number in itertools.count())
+
+
 @pytest.fixture(autouse=True)
-def _own_folders(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
+def _own_folders(_homes: Iterator[Path], monkeypatch: pytest.MonkeyPatch) -> None:
     """Keep tests from reading or writing the user's own files."""
-    home = tmp_path_factory.mktemp("home", numbered=True)
+    home = next(_homes)
+    home.mkdir()
     monkeypatch.setenv("HETEGEN_HOME", str(home / "hetegen"))
     monkeypatch.setenv("HF_HOME", str(home / "huggingface"))
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _earlier_objects_stay() -> None:
+    """Exempt what imports and earlier files left from garbage collection. Some hundred tests and engines collect, each
+    time through torch's and transformers' objects, which would take longer than those tests."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(scope="session")
