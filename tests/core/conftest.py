@@ -48,6 +48,15 @@ def _shared_home(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("engine-home")
 
 
+@pytest.fixture(scope="session", autouse=True)
+def _all_are_known() -> Iterator[None]:
+    """Keep the specifications of all tiny models, which are more than a user has: a survey takes longer than most
+    replies."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("core.model.spec_cache.KEPT_SPECS", 500)
+        yield
+
+
 @pytest.fixture(autouse=True)
 def _measured_once(_own_folders: None, _shared_home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(HOME_VARIABLE, str(_shared_home))

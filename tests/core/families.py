@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+import hashlib
+from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import torch
 from transformers import AutoModelForCausalLM, GenerationConfig
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
+
+from core.model.model_source import open_source
+from core.model.trace import survey
+from core.spec import ModelSpec
 
 VOCABULARY = 199
 # A wider spread than the usual initialisation, so that attention and experts matter and the tokens vary.
@@ -175,12 +182,44 @@ def make_model(
     return folder
 
 
+@dataclass(frozen=True)
+class Files:
+    """A model folder, equal to every other one with the same content."""
+
+    digest: str
+    folder: Path = field(compare=False)
+
+
+def files_of(folder: Path) -> Files:
+    """Return a folder as a key of what was computed from its files."""
+    digest = hashlib.sha256()
+    for path in sorted(folder.glob("*.*")):
+        digest.update(path.name.encode() + path.read_bytes())
+    return Files(digest.hexdigest(), folder)
+
+
 def reference_tokens(folder: Path, prompt: list[int], count: int) -> list[int]:
-    """Return the greedy tokens of transformers' `generate`."""
-    model = AutoModelForCausalLM.from_pretrained(folder, dtype="auto").eval()
+    """Return the greedy tokens of transformers' `generate`, computed once for each model and prompt."""
+    return [*_generated(files_of(folder), tuple(prompt), count)]
+
+
+@cache
+def _generated(files: Files, prompt: tuple[int, ...], count: int) -> tuple[int, ...]:
+    with torch.random.fork_rng(devices=[]):  # random numbers of a test do not depend on what others have asked
+        model = AutoModelForCausalLM.from_pretrained(files.folder, dtype="auto").eval()
     model.generation_config.eos_token_id = None
     out = model.generate(
         torch.tensor([prompt]), attention_mask=torch.ones(1, len(prompt), dtype=torch.long), max_new_tokens=count,
         do_sample=False, eos_token_id=None, pad_token_id=0,
     )  # fmt: skip
-    return [int(i) for i in out[0, len(prompt) :]]
+    return tuple(out[0, len(prompt) :].tolist())
+
+
+def surveyed(folder: Path, family: str) -> ModelSpec:
+    """Return the specification of a model, found out once."""
+    return _surveyed(files_of(folder), family)
+
+
+@cache
+def _surveyed(files: Files, family: str) -> ModelSpec:
+    return survey(open_source(files.folder).module, family)

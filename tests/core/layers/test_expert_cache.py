@@ -25,10 +25,9 @@ from core.model.host_weights import HostWeights
 from core.model.language_model import LanguageModel
 from core.model.model_source import open_source
 from core.model.placement import DevicePlacement, HostPlacement
-from core.model.trace import survey
 from core.offload.host_weight import HostWeight
 from core.spec import BUCKET_TOKENS, ExpertRates, KernelRate, ModelSpec, Plan, Ring, Rows, Strategy
-from tests.core.families import make_model, reference_tokens
+from tests.core.families import make_model, reference_tokens, surveyed
 from tests.core.greedy import random_prompt
 from tests.core.layers.test_expert_families import round_weights
 from tests.core.offload.test_hetero_linear import plan_of
@@ -54,7 +53,7 @@ class Reply:
         self.folder = folder
         self.prompt = random_prompt(24)
         self.expected = reference_tokens(folder, self.prompt, TOKENS)
-        self.spec = survey(open_source(folder).module, family)
+        self.spec = surveyed(folder, family)
 
     def placed(self, plan: Plan, device: Accelerator) -> tuple[DevicePlacement, LanguageModel]:
         source = open_source(self.folder)

@@ -27,7 +27,6 @@ from core.model.host_weights import HostWeights
 from core.model.language_model import LanguageModel
 from core.model.model_source import open_source
 from core.model.placement import DevicePlacement, HostPlacement
-from core.model.trace import survey
 from core.offload.hetero_linear import HeteroLinear, SharedInputs
 from core.offload.host_weight import HostWeight
 from core.offload.parameter_manager import Chunk, ParameterManager, chunks_of
@@ -45,7 +44,7 @@ from core.spec import (
     Times,
     cut_columns,
 )  # fmt: skip
-from tests.core.families import FAMILIES, VOCABULARY, make_model, reference_tokens
+from tests.core.families import FAMILIES, VOCABULARY, make_model, reference_tokens, surveyed
 from tests.core.second_device import cannot_build
 
 TOKENS = 32
@@ -165,7 +164,7 @@ class Bench:
         self.prompt = torch.randint(3, VOCABULARY, (40,)).tolist()
         self.expected = reference_tokens(folder, self.prompt, TOKENS)
         self.folder = self.scratch = folder
-        self.spec = survey(open_source(folder).module, family)
+        self.spec = surveyed(folder, family)
         self.kernels = KernelTable(1)
 
     def placed(self, plan: Plan, device: Accelerator) -> tuple[LanguageModel, DevicePlacement, KVCache]:

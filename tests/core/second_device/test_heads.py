@@ -17,9 +17,7 @@ from core.layers.kv_cache import KVCache
 from core.layers.kv_heads import DividedStates
 from core.layers.kv_parking import ParkedPrefixes
 from core.model.language_model import LanguageModel
-from core.model.model_source import open_source
-from core.model.trace import survey
-from tests.core.families import make_model, reference_tokens
+from tests.core.families import make_model, reference_tokens, surveyed
 from tests.core.offload.test_hetero_linear import TOKENS, Bench, halved, rearrange
 from tests.core.second_device import SecondCard, SecondDevice, put_in
 from tests.core.tiny_tokenizer import chat_model
@@ -63,8 +61,7 @@ def test_heads_change_sides_in_mid_reply(card: SecondCard, tmp_path: Path, befor
 
 @pytest.mark.parametrize("family", REFUSED)
 def test_other_attention_is_not_divided(tmp_path: Path, family: str) -> None:
-    make_model(family, tmp_path)
-    assert survey(open_source(tmp_path).module, family).kv_heads("bf16") == 0
+    assert surveyed(make_model(family, tmp_path), family).kv_heads("bf16") == 0
 
 
 def test_replies_are_rewound_edited_and_parked(card: SecondCard, tmp_path: Path) -> None:
