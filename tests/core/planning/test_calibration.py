@@ -1,5 +1,6 @@
 import dataclasses
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -27,6 +28,7 @@ SPEC = model("llama-3.1-8b")
 BUDGET = Budget(format="int8", context=4096)
 
 
+@cache
 def plan_for(hardware: Hardware = DESKTOP, profile: Profile | None = None, budget: Budget = BUDGET) -> Plan:
     return place(SPEC, hardware, budget, profile=profile)
 
