@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from PySide6.QtCore import QCoreApplication, QEvent
 from pytestqt.qtbot import QtBot
 
 from app.conversations.store_schema import open_database
@@ -101,13 +102,17 @@ def garbage_is_collected_here() -> Iterator[None]:
 
 @pytest.fixture(autouse=True)
 def no_thread_left() -> Iterator[None]:
-    """Fail a test that leaves a thread behind; one that is about to end is given the time to."""
+    """Fail a test that leaves a thread behind; one that is about to end is given the time to. Then delete widgets."""
     before = set(threading.enumerate())
     yield
     end = time.monotonic() + PATIENCE_S
     while (left := _running_threads(before)) and time.monotonic() < end:
         time.sleep(0.01)
     assert not left, f"threads still run: {left}"
+    if QCoreApplication.instance():
+        QCoreApplication.processEvents()  # what threads have told before their end
+        # Outside of an event loop Qt keeps what is to be deleted later, and the next tests would restyle all of it.
+        QCoreApplication.sendPostedEvents(None, QEvent.Type.DeferredDelete)
 
 
 def _running_threads(before: set[threading.Thread]) -> list[str]:

@@ -7,6 +7,7 @@ import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import replace
+from functools import cache
 from math import sin
 from pathlib import Path
 
@@ -96,6 +97,7 @@ SERVER = ServerState(
 )
 
 
+@cache
 def planned() -> Loaded:
     """Return an 8-billion-parameter model, planned for a card of 8 GB."""
     spec = model("llama-3.1-8b")
