@@ -95,8 +95,8 @@ def module_tree(config: Any, dtype: torch.dtype) -> Any:
             with bare_torch(), without_towers(), where(), no_init_weights():
                 module = family.from_config(config, attn_implementation=attention, **options)
             module = language_half(module)
-            if attention == ATTENTION and not (_asks_for_attention(module) and is_usual(module.config)):
-                continue  # a model that keeps further state also builds its own masks
+            if attention == ATTENTION and not _suits_attention(module):
+                continue
             if where is all_on_meta or all(weight.is_meta for weight in module.parameters()):
                 break
         # Older architectures have their own attention classes, some only the eager one, and each fails in its own way
@@ -126,6 +126,12 @@ def whole_tree(config: Any, dtype: torch.dtype) -> Any:
     return module.eval().requires_grad_(False)
 
 
+def _suits_attention(module: Any) -> bool:
+    """Return whether our attention function computes what the model's own would."""
+    # A model that keeps further state also builds its own masks.
+    return _asks_for_attention(module) and _says_who_is_causal(module) and is_usual(module.config)
+
+
 def _asks_for_attention(module: Any) -> bool:
     """Return whether the layers use the attention function, and its mask, that the configuration names.
 
@@ -133,6 +139,14 @@ def _asks_for_attention(module: Any) -> bool:
     """
     layers = decoder_layers(module)
     return not layers or hasattr(sys.modules[type(layers[0]).__module__], "ALL_ATTENTION_FUNCTIONS")
+
+
+def _says_who_is_causal(module: Any) -> bool:
+    """Return whether `is_causal` of the layers' attention holds without a mask.
+
+    Eager attention is always given a mask, so classes that know no other (BigBird-Pegasus) may leave it at False.
+    """
+    return bool(module._supports_sdpa) or all(getattr(part, "is_causal", True) for part in module.modules())
 
 
 class OnlyComputed(TorchFunctionMode):
@@ -209,6 +223,15 @@ def cannot_be_planned(module: Any) -> UnsupportedModel:
         sentence("A model of the kind {} cannot be run here.", f"{module.config.model_type!r}"),
         "It decides only while it runs what it computes, which cannot be planned.",
         "Choose a model of another architecture.",
+    )
+
+
+def has_one_expert(module: Any) -> UnsupportedModel:
+    """Return the error for a mixture of a single expert, which nobody publishes."""
+    return UnsupportedModel(
+        sentence("A model of the kind {} cannot be run here.", f"{module.config.model_type!r}"),
+        "Its mixtures of experts have a single expert.",
+        "Choose another model.",
     )
 
 

@@ -71,6 +71,11 @@ RARER_FAMILIES: dict[str, dict[str, Any]] = {
         "vocab_size": VOCABULARY, "d_model": 64, "num_layers": 3, "attention_heads": 4, "ffn_dim": 96,
         "max_position_embeddings": 1024,
     },
+    # Its attention says that it is not causal, and is always given a mask.
+    "bigbird_pegasus": {
+        "vocab_size": VOCABULARY, "d_model": 64, "decoder_layers": 3, "decoder_attention_heads": 4,
+        "decoder_ffn_dim": 96, "encoder_layers": 3, "max_position_embeddings": 1024,
+    },
     "cohere": _COMMON | _GQA | {"use_qk_norm": True},
     "smollm3": _COMMON | _GQA | {"no_rope_layers": [1, 0, 1]},
     "llama4_text": _COMMON | _GQA | {
