@@ -15,11 +15,10 @@ from core.kernels.native_abi import instruction_sets
 from core.layers import fused_blocks, fused_recurrent
 from core.layers.fused_blocks import FusedBlock
 from core.model.blueprint import decoder_layers
-from tests.core.families import make_model, reference_tokens
+from tests.core.families import make_model
 from tests.core.greedy import OPTIONS, GreedyPath
 from tests.core.layers.fused import count_own, forwards
-from tests.core.layers.test_expert_families import round_weights, store_in_bf16, vary_vectors
-from tests.core.layers.test_fused_recurrent import FAMILIES, PROMPT
+from tests.core.layers.test_fused_recurrent import FAMILIES, PROMPT, check_tokens
 
 pytestmark = pytest.mark.skipif(not instruction_sets(), reason="the package was built without a compiler")
 BESIDE_ATTENTION = {kind for kind in FAMILIES if kind.startswith("falcon_h1")}
@@ -33,24 +32,14 @@ def fused(root: Any) -> list[FusedBlock]:
 
 @pytest.mark.parametrize("kind", BLOCKS)
 def test_the_same_tokens_as_transformers(kind: str, tmp_path: Path) -> None:
-    """With bf16 weights and fp32 activations: prefill by the layers' own forwards, each token by ours."""
-    family, _, changes = FAMILIES[kind]
-    make_model(family, tmp_path, **changes)
-    vary_vectors(tmp_path)
-    round_weights(tmp_path)
-    expected = reference_tokens(tmp_path, PROMPT, 60)
-    path = GreedyPath(tmp_path)
-    store_in_bf16(path.module)
-    fused_recurrent.adopt(path.module)
-    fused_blocks.adopt(decoder_layers(path.module))
-    layers = fused(path.module)
-    counted = count_own(layers)
-    assert len(layers) == BLOCKS[kind]
-    for _ in range(2):
-        assert path.tokens(PROMPT, 60) == expected
-    assert 1 not in counted
+    path = check_tokens(kind, tmp_path, adopt, fused, BLOCKS[kind])
     fused_blocks.release(decoder_layers(path.module))
     assert not fused(path.module)
+
+
+def adopt(root: Any) -> None:
+    fused_recurrent.adopt(root)
+    fused_blocks.adopt(decoder_layers(root))
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])

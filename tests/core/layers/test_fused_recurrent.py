@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
@@ -52,23 +53,33 @@ def fused(root: Any) -> list[FusedRecurrent]:
 
 @pytest.mark.parametrize("kind", FAMILIES)
 def test_the_same_tokens_as_transformers(kind: str, tmp_path: Path) -> None:
-    """With bf16 weights and fp32 activations: prefill by the layers' own forwards, each token by ours."""
-    family, count, changes = FAMILIES[kind]
-    make_model(family, tmp_path, **changes)
-    vary_vectors(tmp_path)
-    round_weights(tmp_path)
-    expected = reference_tokens(tmp_path, PROMPT, 60)
-    path = GreedyPath(tmp_path)
+    path = check_tokens(kind, tmp_path, fused_recurrent.adopt, fused, FAMILIES[kind][1])
+    fused_recurrent.release(path.module)
+    assert not fused(path.module)
+
+
+def check_tokens(
+    kind: str, folder: Path, adopt: Callable[[Any], None], found: Callable[[Any], list[Any]], count: int
+) -> GreedyPath:
+    """Check that `count` layers are `found` after `adopt`, and that their tokens are those of transformers.
+
+    With bf16 weights and fp32 activations: prefill by the layers' own forwards, each token by ours.
+    """
+    family, _, changes = FAMILIES[kind]
+    make_model(family, folder, **changes)
+    vary_vectors(folder)
+    round_weights(folder)
+    expected = reference_tokens(folder, PROMPT, 60)
+    path = GreedyPath(folder)
     store_in_bf16(path.module)
-    fused_recurrent.adopt(path.module)
-    layers = fused(path.module)
+    adopt(path.module)
+    layers = found(path.module)
     counted = count_own(layers)
     assert len(layers) == count
     for _ in range(2):
         assert path.tokens(PROMPT, 60) == expected
     assert 1 not in counted
-    fused_recurrent.release(path.module)
-    assert not fused(path.module)
+    return path
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
