@@ -195,6 +195,7 @@ class Application(QObject):
         sidebar.delete_expired.connect(library.purge)
         sidebar.searched.connect(library.search)
         sidebar.left.connect(self.window.composer.take_focus)
+        sidebar.left.connect(self.window.panes.uncover)
         sidebar.export_requested.connect(self.commands.export)
         sidebar.import_requested.connect(self.commands.import_file)
         self.chat.added.connect(self._mark_open)

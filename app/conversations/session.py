@@ -129,10 +129,13 @@ class Session(QObject):
             self._write_again(self.answered, path[-1])
 
     def stop(self) -> None:
-        """Stop the reply of the conversation shown, or give up its question that waits for a model."""
+        """Stop the reply of the conversation shown, or give up its question that waits for a model.
+
+        A reply that cannot be seen goes on; the user is told where.
+        """
         if self.state.elsewhere:
-            return
-        if self.tools.runs:
+            self.notice.emit(notices.stops_there())
+        elif self.tools.runs:
             self.tools.stop()
             self._rest(self.state.stats)
         elif self._asked is None:
@@ -351,7 +354,7 @@ class Session(QObject):
     def _withdraw(self) -> None:
         """Take back that another conversation is being answered, if none is."""
         if not self.state.elsewhere:
-            for notice in (notices.answers_elsewhere(), notices.tool_asks_elsewhere()):
+            for notice in (notices.answers_elsewhere(), notices.stops_there(), notices.tool_asks_elsewhere()):
                 self.model.withdrawn.emit(notice)
 
     @Slot()

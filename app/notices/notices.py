@@ -169,6 +169,13 @@ def answers_elsewhere() -> Notice:
     )
 
 
+def stops_there() -> Notice:
+    """Report that the stop key was pressed during the reply of another conversation."""
+    return Notice(
+        tr("Another conversation is being answered"), tr("Its reply can be stopped there."), "info", *_there()
+    )
+
+
 def tool_asks_elsewhere() -> Notice:
     """Report that a tool call waits for the user in a conversation that is not shown."""
     words = tr("Its reply wants to use a tool and needs your permission.")

@@ -117,9 +117,10 @@ class Sidebar(Pane):
             self._on_search()
             self._select_first()
             self._on_activated(self.list.currentIndex())
+        elif event.key() == Qt.Key.Key_Escape:
+            # Not passed on: in the window this key stops the reply.
+            self.left.emit()
         else:
-            if event.key() == Qt.Key.Key_Escape:
-                self.left.emit()
             super().keyPressEvent(event)
 
     def _lay_out(self) -> None:

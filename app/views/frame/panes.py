@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from PySide6.QtCore import QEvent, QObject, Qt
+from PySide6.QtCore import QEvent, QObject, Qt, Slot
 from PySide6.QtGui import QKeyEvent, QResizeEvent
 from PySide6.QtWidgets import QWidget
 
@@ -63,15 +63,21 @@ class Panes(QWidget):
         (self._folded.add if folded else self._folded.discard)(name)
         self._lay_out()
 
+    @Slot()
+    def uncover(self) -> None:
+        """Fold the pane that lies over the middle one; no effect if none does."""
+        if self._over:
+            self.set_folded(self._over, folded=True)
+
     def eventFilter(self, watched: QObject, event: QEvent) -> bool:
         # A press beside an overlaid pane closes it.
-        if self._over and event.type() == QEvent.Type.MouseButtonPress:
-            self.set_folded(self._over, folded=True)
+        if event.type() == QEvent.Type.MouseButtonPress:
+            self.uncover()
         return False
 
     def keyPressEvent(self, event: QKeyEvent) -> None:
         if self._over and event.key() == Qt.Key.Key_Escape:
-            self.set_folded(self._over, folded=True)
+            self.uncover()
         else:
             super().keyPressEvent(event)
 

@@ -105,14 +105,34 @@ def test_a_question_elsewhere_has_to_wait(qtbot: QtBot, app: Application) -> Non
     QTest.keyClick(edit, Qt.Key.Key_Return)
     assert edit.toPlainText() == "Second question"
     assert texts(app) == []
-    app.session.stop()
-    assert app.session.state.busy, "what is stopped would not be seen"
     app.library.open(app.session.answered.id, "")
     assert not app.window.notices.notices, "no longer true"
     assert texts(app) == ["First question", HALF.text]
     app.session.stop()
     qtbot.waitUntil(lambda: not app.session.state.busy)
     assert app.chat.turn(1).end == "stopped"
+
+
+def test_the_stop_key_says_where_the_reply_is_and_stops_it_there(qtbot: QtBot, app: Application) -> None:
+    first = app.session.answered.id
+    edit = app.window.composer.edit
+    QTest.keyClick(edit, Qt.Key.Key_Escape)
+    assert app.session.state.busy, "what is stopped would not be seen"
+    find(app.window.notices, QPushButton, "Go there").click()
+    assert app.chat.conversation.id == first
+    assert not app.window.notices.notices
+    QTest.keyClick(edit, Qt.Key.Key_Escape)
+    qtbot.waitUntil(lambda: not app.session.state.busy)
+    assert app.chat.turn(1).end == "stopped"
+
+
+def test_leaving_the_list_by_key_stops_no_reply(app: Application) -> None:
+    app.library.open(app.session.answered.id, "")
+    app.sidebar.list.setFocus()
+    QTest.keyClick(app.sidebar.list, Qt.Key.Key_Escape)
+    assert app.window.composer.edit.hasFocus()
+    assert app.session.state.busy_here
+    assert not app.window.notices.notices
 
 
 def test_the_notice_leads_there_and_goes_with_the_reply(qtbot: QtBot, app: Application, engine: ScriptedEngine) -> None:
