@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, replace
-from itertools import accumulate
+from itertools import accumulate, chain
 
 from core.planning.capture import with_replays
 from core.planning.cost_model import GroupClass, PassCost, Residents, classify, with_disk
 from core.planning.fixed_cost import FixedCosts, fixed_costs, in_two_calls
+from core.planning.job import Job
 from core.planning.machine_rates import MachineRates
 from core.planning.memory_budget import (
     HostMemory,
@@ -28,7 +29,6 @@ from core.spec import (
     DECODE,
     FEW,
     PREFILL,
-    Budget,
     Format,
     Gpu,
     Link,
@@ -58,30 +58,44 @@ WORTH_PRICING = 1.5
 
 
 @dataclass(frozen=True)
-class Candidate:
-    """A layout. `costs` assume a half-full KV cache. `head_copy`: bytes of a copy of the output head; 0 = none.
-    `kv_part`: the share of the KV heads that is on the card, in layers whose KV cache is there."""
+class Layout:
+    """Where weights and the KV cache lie. `kv_part`: the share of the KV heads that is on the card, in layers whose KV
+    cache is there. `head_copy`: bytes of a copy of the output head; 0 = none."""
 
-    machine: MachineRates
     classes: tuple[GroupClass, ...]
     residents: Residents
     kv_devices: tuple[int, ...]
+    kv_part: float = 1.0
+    head_copy: int = 0
+
+    def costs(self, spec: ModelSpec, machine: MachineRates, occupied: int, few: int = BUCKET_TOKENS[FEW]) -> FixedCosts:
+        """Return the fixed costs of passes over at most `few` rows, and of others, after `occupied` tokens."""
+        held = self.residents
+        return fixed_costs(
+            spec, machine, self.kv_devices, occupied, held.host_layers, held.graphs, self.kv_part, few=few
+        )
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A layout with its price on a machine. `costs` assume a half-full KV cache."""
+
+    layout: Layout
+    machine: MachineRates
     chunk: int
     ring: Ring
     host: HostMemory
     costs: FixedCosts
     strategy: Strategy
-    head_copy: int = 0
-    kv_part: float = 1.0
 
     def best(self, bucket: int) -> tuple[tuple[float, ...], Times]:
         """Return the best streamed shares in this bucket, by class, and their times."""
-        shares, times = best_streams(self._pass_cost(bucket, self.costs), self.residents)
+        shares, times = best_streams(self._pass_cost(bucket, self.costs), self.layout.residents)
         return shares, with_disk(times, self._disk_s)
 
     def times(self, bucket: int, shares: Sequence[float], costs: FixedCosts) -> Times:
         """Return the times of these shares with other fixed costs."""
-        return with_disk(self._pass_cost(bucket, costs).times(self.residents, shares), self._disk_s)
+        return with_disk(self._pass_cost(bucket, costs).times(self.layout.residents, shares), self._disk_s)
 
     @property
     def prefill_bucket(self) -> int:
@@ -93,7 +107,7 @@ class Candidate:
         return self.host.from_disk / self.machine.hardware.disk_bytes_s
 
     def _pass_cost(self, bucket: int, costs: FixedCosts) -> PassCost:
-        return PassCost(self.classes, bucket, self.machine, costs, self.strategy, self.ring)
+        return PassCost(self.layout.classes, bucket, self.machine, costs, self.strategy, self.ring)
 
 
 @dataclass(frozen=True)
@@ -106,143 +120,144 @@ class Chosen:
     prefill: Times
 
 
-def best_candidate(candidates: Sequence[Candidate], spec: ModelSpec, occupied: int) -> Chosen:
-    """Return the layout with the fastest typical reply, among those that fit if any does; timed at `occupied`
-    tokens.
+def best_candidate(candidates: Sequence[Candidate], job: Job) -> Chosen:
+    """Return the layout with the fastest typical reply, among those that fit if any does; timed at the job's
+    occupied tokens.
 
     Attention is divided by heads, and captured around gaps, only if a token takes no longer then, either.
     """
-    best = _fastest(candidates, spec, occupied)
+    best = _fastest(candidates, job)
     for is_plain in (_is_undivided, _is_without_gaps):
         others = [one for one in candidates if is_plain(one) and one.host.fits >= best.candidate.host.fits]
         if others and not is_plain(best.candidate):
-            best = min(best, _fastest(others, spec, occupied), key=lambda one: one.decode.total)
+            best = min(best, _fastest(others, job), key=lambda one: one.decode.total)
     return best
 
 
 def _is_undivided(candidate: Candidate) -> bool:
-    return candidate.kv_part == 1
+    return candidate.layout.kv_part == 1
 
 
 def _is_without_gaps(candidate: Candidate) -> bool:
-    return _is_undivided(candidate) and not candidate.residents.gaps
+    return _is_undivided(candidate) and not candidate.layout.residents.gaps
 
 
-def _fastest(candidates: Sequence[Candidate], spec: ModelSpec, occupied: int) -> Chosen:
+def _fastest(candidates: Sequence[Candidate], job: Job) -> Chosen:
     fitting = [candidate for candidate in candidates if candidate.host.fits] or list(candidates)
     decodes = [candidate.best(DECODE)[1].total for candidate in fitting]
     limit = WORTH_PRICING * min(decodes)
     near = [(candidate, seconds) for candidate, seconds in zip(fitting, decodes, strict=True) if seconds <= limit]
-    return _chosen(min(near, key=lambda pair: _reply_s(*pair))[0], spec, occupied)
+    return _chosen(min(near, key=lambda pair: _reply_s(*pair))[0], job)
 
 
-def _chosen(best: Candidate, spec: ModelSpec, occupied: int) -> Chosen:
+def _chosen(best: Candidate, job: Job) -> Chosen:
     streamed = tuple(best.best(bucket)[0] for bucket in range(len(BUCKET_TOKENS)))
-    held = best.residents
-    costs = fixed_costs(spec, best.machine, best.kv_devices, occupied, held.host_layers, held.graphs, best.kv_part)
+    costs = best.layout.costs(job.spec, best.machine, job.occupied)
     decode, prefill = (best.times(bucket, streamed[bucket], costs) for bucket in (DECODE, best.prefill_bucket))
     return Chosen(best, streamed, decode, prefill)
 
 
-def check_s(spec: ModelSpec, format: Format, chosen: Chosen, occupied: int) -> tuple[float, ...]:
-    """Return the seconds of passes over CHECKED rows, after `occupied` tokens."""
-    best, held = chosen.candidate, chosen.candidate.residents
-    after = [item.after for item in best.classes]
-    how = {"head_copy": best.head_copy > 0, "paired": any(after), "by_heads": best.kv_part < 1}
+def check_s(job: Job, chosen: Chosen) -> tuple[float, ...]:
+    """Return the seconds of passes over CHECKED rows, after the job's occupied tokens."""
+    best, layout = chosen.candidate, chosen.candidate.layout
+    paired = any(item.after for item in layout.classes)
+    how = {"head_copy": layout.head_copy > 0, "paired": paired, "by_heads": layout.kv_part < 1}
     found = []
     for rows in CHECKED:
-        costs = fixed_costs(
-            spec, best.machine, best.kv_devices, occupied, held.host_layers, held.graphs, best.kv_part, rows
-        )
-        priced = replace(best, classes=classify(spec, format, best.machine, **how, few=rows))
+        costs = layout.costs(job.spec, best.machine, job.occupied, rows)
+        classes = classify(job.spec, job.format, best.machine, **how, few=rows)
+        priced = replace(best, layout=replace(layout, classes=classes))
         found.append(priced.times(FEW, chosen.streamed[FEW], costs).total)
     return tuple(found)
 
 
-def gpu_candidates(
-    spec: ModelSpec, format: Format, machine: MachineRates, budget: Budget, strategy: Strategy, context: int
-) -> Iterator[Candidate]:
+def gpu_candidates(job: Job, machine: MachineRates) -> Iterator[Candidate]:
     """Yield all ways to use this card within its limit; none if not even the workspace fits."""
-    gpu = machine.gpu
+    spec, gpu = job.spec, machine.gpu
     assert gpu is not None
-    limit = vram_limit(gpu, budget)
-    classes = classify(spec, format, machine)
-    everything = sum(item.count * item.nbytes for item in classes)
-
-    def candidate(
-        residents: Residents, kv_devices: tuple[int, ...], chunk: int, ring: Ring, classes: tuple[GroupClass, ...],
-        kv_part: float = 1.0,
-    ) -> Candidate:  # fmt: skip
-        on_card, on_host = kv_split(spec, kv_devices, context, kv_part)
-        room = room_for_weights(spec, format, machine.hardware, budget, on_host, chunk, ring)
-        if gpu.unified:
-            weights = weights_on_card(spec, classes, residents)
-            room -= on_card + weights + gpu_workspace(spec, format, gpu, chunk, context) + ring.total
-        host = host_memory(spec, format, classes, residents, room)
-        if strategy == "hetegen":
-            residents = with_replays(residents, spec, machine, classes, kv_devices)
-        hosted, graphs = residents.host_layers, residents.graphs
-        costs = fixed_costs(spec, machine, kv_devices, context // 2, hosted, graphs, kv_part)
-        return Candidate(machine, classes, residents, kv_devices, chunk, ring, host, costs, strategy, 0, kv_part)
-
-    makes = [classes, *_paired(spec, format, machine, strategy)]
+    limit = vram_limit(gpu, job.budget)
+    classes = classify(spec, job.format, machine)
     for chunk, most in TIERS if limit <= SMALL_CARD else TIERS[:1]:
-        free = limit - spec.resident_bytes - gpu_workspace(spec, format, gpu, chunk, context)
-        for kv_part in KV_PARTS:
-            kv_devices = _kv_devices(spec, gpu.index, kv_part)
-            room = free - kv_split(spec, kv_devices, context)[0]
-            used = Ring() if room >= everything else _ring(strategy, gpu.link, most)
-            choices = [
-                (make, residents)
-                for make in (makes if room >= used.total else ())
-                for residents in resident_choices(make, room - used.total, machine, strategy)
-            ]
-            found = [candidate(residents, kv_devices, chunk, used, make) for make, residents in choices]
-            yield from (one for one in found if one.classes is classes or _has_room(one, everything))
-        ring = _ring(strategy, gpu.link, most)
-        left = 0 if free - spec.kv_bytes(context) >= everything else free - ring.total
-        for make, kv_devices, residents, part in _by_heads(spec, format, machine, strategy, left, context):
-            one = candidate(residents, kv_devices, chunk, ring, make, part)
-            yield from (one,) if _has_room(one, everything) else ()
-        if strategy not in STREAMING and free >= ring.total and in_two_calls(spec):
-            for residents, kv_devices in _whole_layers(spec, classes, gpu, free - ring.total, context):
-                yield candidate(residents, kv_devices, chunk, ring, classes)
+        free = limit - spec.resident_bytes - gpu_workspace(spec, job.format, gpu, chunk, job.context)
+        ring = _ring(job.strategy, gpu.link, most)
+        for layout, used in _layouts(job, machine, classes, free, ring):
+            one = _priced(job, machine, layout, chunk, used)
+            if layout.classes is classes or _has_room(one, _nbytes(classes)):
+                yield one
+
+
+def _layouts(
+    job: Job, machine: MachineRates, classes: tuple[GroupClass, ...], free: int, ring: Ring
+) -> Iterator[tuple[Layout, Ring]]:
+    """Yield the layouts for a card with `free` bytes, and what each of them uses of the ring."""
+    assert machine.gpu is not None
+    spec, everything = job.spec, _nbytes(classes)
+    makes = [classes, *_paired(job, machine)]
+    for share in KV_PARTS:
+        kv_devices = _kv_devices(spec, machine.gpu.index, share)
+        room = free - kv_split(spec, kv_devices, job.context)[0]
+        used = Ring() if room >= everything else ring
+        for make in makes if room >= used.total else ():
+            for residents in resident_choices(make, room - used.total, machine, job.strategy):
+                yield Layout(make, residents, kv_devices), used
+    left = 0 if free - spec.kv_bytes(job.context) >= everything else free - ring.total
+    for layout in chain(_by_heads(job, machine, left), _whole_layers(job, machine.gpu, classes, free - ring.total)):
+        yield layout, ring
+
+
+def _priced(job: Job, machine: MachineRates, layout: Layout, chunk: int, ring: Ring) -> Candidate:
+    """Return the layout with the memory that it needs on the host, what of it is replayed, and its fixed costs."""
+    spec, gpu, residents = job.spec, machine.gpu, layout.residents
+    on_card, on_host = kv_split(spec, layout.kv_devices, job.context, layout.kv_part)
+    room = room_for_weights(spec, job.format, machine.hardware, job.budget, on_host, chunk, ring)
+    if gpu is not None and gpu.unified:
+        weights = weights_on_card(spec, layout.classes, residents)
+        room -= on_card + weights + gpu_workspace(spec, job.format, gpu, chunk, job.context) + ring.total
+    host = host_memory(spec, job.format, layout.classes, residents, room)
+    if job.strategy == "hetegen":
+        residents = with_replays(residents, spec, machine, layout.classes, layout.kv_devices)
+    layout = replace(layout, residents=residents)
+    costs = layout.costs(spec, machine, job.context // 2)
+    return Candidate(layout, machine, chunk, ring, host, costs, job.strategy)
 
 
 def _has_room(candidate: Candidate, everything: int) -> bool:
     """Return whether all weights and the copied columns fit into RAM."""
     host = candidate.host
-    return host.weights >= everything and host.left >= candidate.residents.copied(candidate.classes)
+    return host.weights >= everything and host.left >= candidate.layout.residents.copied(candidate.layout.classes)
 
 
-def _paired(
-    spec: ModelSpec, format: Format, machine: MachineRates, strategy: Strategy
-) -> Iterator[tuple[GroupClass, ...]]:
+def _nbytes(classes: Sequence[GroupClass]) -> int:
+    return sum(item.count * item.nbytes for item in classes)
+
+
+def _paired(job: Job, machine: MachineRates) -> Iterator[tuple[GroupClass, ...]]:
     """Yield the classes in which linears are split together with the ones that follow them, if there are any.
 
     The gain is that no results travel in between, so there is none where all of them are on one side.
     """
-    if strategy not in STREAMING and any(spec.can_follow(linear, format) for linear in spec.linears):
-        yield classify(spec, format, machine, paired=True)
+    spec = job.spec
+    if job.strategy not in STREAMING and any(spec.can_follow(linear, job.format) for linear in spec.linears):
+        yield classify(spec, job.format, machine, paired=True)
 
 
-def _by_heads(
-    spec: ModelSpec, format: Format, machine: MachineRates, strategy: Strategy, room: int, context: int
-) -> Iterator[tuple[tuple[GroupClass, ...], tuple[int, ...], Residents, float]]:
-    """Yield classes, KV devices, residents and the card's share of the KV heads where attention is divided by heads.
+def _by_heads(job: Job, machine: MachineRates, room: int) -> Iterator[Layout]:
+    """Yield the layouts in which attention is divided by heads.
 
     Hidden states travel once for attention, and both engines read their part of the KV cache at the same time.
     """
-    heads = spec.kv_heads(format) if strategy not in STREAMING else 0
-    if heads < 2 or machine.gpu is None or machine.gpu.unified or room <= 0:
+    spec, gpu = job.spec, machine.gpu
+    heads = spec.kv_heads(job.format) if job.strategy not in STREAMING else 0
+    if heads < 2 or gpu is None or gpu.unified or room <= 0:
         return
-    classes = classify(spec, format, machine, paired=True, by_heads=True)
-    kv_devices, others = _kv_devices(spec, machine.gpu.index, 1.0), [item for item in classes if not item.heads]
+    classes = classify(spec, job.format, machine, paired=True, by_heads=True)
+    kv_devices, others = _kv_devices(spec, gpu.index, 1.0), [item for item in classes if not item.heads]
     for count in sorted({max(1, min(heads - 1, round(heads * part))) for part in HEAD_PARTS}):
-        left = room - kv_split(spec, kv_devices, context, count / heads)[0]
-        left -= _bytes_of_heads(spec, format, classes, count)
-        for residents in resident_choices(others, left, machine, strategy) if left >= 0 else ():
-            yield classes, kv_devices, _beside_heads(classes, residents, count / heads), count / heads
+        part = count / heads
+        left = room - kv_split(spec, kv_devices, job.context, part)[0]
+        left -= _bytes_of_heads(spec, job.format, classes, count)
+        for residents in resident_choices(others, left, machine, job.strategy) if left >= 0 else ():
+            yield Layout(classes, _beside_heads(classes, residents, part), kv_devices, part)
 
 
 def _bytes_of_heads(spec: ModelSpec, format: Format, classes: Sequence[GroupClass], count: int) -> int:
@@ -266,38 +281,40 @@ def _beside_heads(classes: Sequence[GroupClass], others: Residents, part: float)
     )
 
 
-def _whole_layers(
-    spec: ModelSpec, classes: Sequence[GroupClass], gpu: Gpu, room: int, context: int
-) -> Iterator[tuple[Residents, tuple[int, ...]]]:
-    """Yield layouts with the first layers and their KV cache on the card and the others on the CPU.
+def _whole_layers(job: Job, gpu: Gpu, classes: tuple[GroupClass, ...], room: int) -> Iterator[Layout]:
+    """Yield the layouts with the first layers and their KV cache on the card and the others on the CPU.
 
     Tries as many layers as fit, and none; each with the output head on the card or not. A requested card gets all
     layers if they fit.
     """
+    spec = job.spec
+    if job.strategy in STREAMING or room < 0 or not in_two_calls(spec):
+        return
     weights = Counter[int]()
     for item in classes:
         for layer in item.layers:
             weights[layer] += item.nbytes
     head = weights.pop(HEAD_LAYER, 0)
     for kv in spec.kv_layers:
-        weights[kv.layer] += kv.nbytes(context)
+        weights[kv.layer] += kv.nbytes(job.context)
     for kept in {head, 0} if head <= room else {0}:
         sizes = accumulate((weights[layer] for layer in range(spec.layers)), initial=kept)
         most = sum(size <= room for size in sizes) - 1
         counts = set() if most == spec.layers and gpu.requested else {0, most} - {spec.layers}
-        yield from (_divided_at(spec, classes, gpu.index, count, head=kept > 0) for count in counts)
+        there = {HEAD_LAYER} if kept else set()
+        yield from (_divided_at(spec, classes, gpu.index, count, there) for count in counts)
 
 
 def _divided_at(
-    spec: ModelSpec, classes: Sequence[GroupClass], index: int, on_card: int, *, head: bool
-) -> tuple[Residents, tuple[int, ...]]:
-    """Return the residents and KV devices with so many layers on the card, and the output head or not."""
-    there = {*range(on_card), *((HEAD_LAYER,) if head else ())}
+    spec: ModelSpec, classes: tuple[GroupClass, ...], index: int, on_card: int, besides: Collection[int]
+) -> Layout:
+    """Return the layout with the first `on_card` layers on the card, and those `besides`."""
+    there = {*range(on_card), *besides}
     whole = tuple(sum(layer in there for layer in item.layers) for item in classes)
     hosted = range(on_card, spec.layers)
     groups = tuple(sum(layer in hosted for layer in item.layers) for item in classes)
     kv_devices = tuple(index if kv.layer < on_card else -1 for kv in spec.kv_layers)
-    return Residents(whole, (0.0,) * len(classes), tuple(hosted), groups), kv_devices
+    return Layout(classes, Residents(whole, (0.0,) * len(classes), tuple(hosted), groups), kv_devices)
 
 
 def comparable(candidates: Sequence[Candidate], best: Candidate) -> list[Candidate]:
@@ -305,9 +322,9 @@ def comparable(candidates: Sequence[Candidate], best: Candidate) -> list[Candida
 
     Returns all candidates if there are none.
     """
-    return [one for one in candidates if (one.chunk, one.kv_devices) == (best.chunk, best.kv_devices)] or list(
-        candidates
-    )
+    chunk, kv_devices = best.chunk, best.layout.kv_devices
+    alike = [one for one in candidates if (one.chunk, one.layout.kv_devices) == (chunk, kv_devices)]
+    return alike or list(candidates)
 
 
 def _ring(strategy: Strategy, link: Link, most: int) -> Ring:
@@ -319,30 +336,24 @@ def _ring(strategy: Strategy, link: Link, most: int) -> Ring:
     return Ring(buffers, min(max(size, LEAST_BUFFER), most), copiers)
 
 
-def cpu_candidate(spec: ModelSpec, format: Format, machine: MachineRates, budget: Budget, context: int) -> Candidate:
+def cpu_candidate(job: Job, machine: MachineRates) -> Candidate:
     """Return the layout with everything on the CPU, with a copy of the output head if there is room.
 
     The copy is not subject to its price: with it, tokens were as fast or up to a sixth faster (tests/bench/RESULTS.md),
     while rates of two storages, measured at different times, differ by more than that.
     """
-    if not budget.whole_head and (size := spec.head_copy(format)):
-        copied = _on_cpu(spec, format, machine, budget, context, size)
+    if not job.budget.whole_head and (size := job.spec.head_copy(job.format)):
+        copied = _on_cpu(job, machine, size)
         if copied.host.fits:
             return copied
-    return _on_cpu(spec, format, machine, budget, context, 0)
+    return _on_cpu(job, machine, 0)
 
 
-def _on_cpu(
-    spec: ModelSpec, format: Format, machine: MachineRates, budget: Budget, context: int, head_copy: int
-) -> Candidate:
-    classes = classify(spec, format, machine, head_copy=head_copy > 0)
-    kv_devices = (-1,) * len(spec.kv_layers)
-    residents, chunk = nothing_resident(classes), TIERS[0][0]
-    on_host = spec.kv_bytes(context)
-    room = room_for_weights(spec, format, machine.hardware, budget, on_host, chunk, Ring())
-    host = host_memory(spec, format, classes, residents, room)
-    costs = fixed_costs(spec, machine, kv_devices, context // 2)
-    return Candidate(machine, classes, residents, kv_devices, chunk, Ring(), host, costs, "hetegen", head_copy)
+def _on_cpu(job: Job, machine: MachineRates, head_copy: int) -> Candidate:
+    classes = classify(job.spec, job.format, machine, head_copy=head_copy > 0)
+    kv_devices = (-1,) * len(job.spec.kv_layers)
+    layout = Layout(classes, nothing_resident(classes), kv_devices, head_copy=head_copy)
+    return _priced(replace(job, strategy="hetegen"), machine, layout, TIERS[0][0], Ring())
 
 
 def _reply_s(candidate: Candidate, decode_s: float) -> float:

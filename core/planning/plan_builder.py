@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from core.planning.candidates import Chosen, check_s
-from core.planning.cost_model import TYPICAL_CONTEXT
 from core.planning.expert_work import expert_rates
+from core.planning.job import Job
 from core.planning.machine_rates import MachineRates
 from core.planning.memory_budget import (
     gpu_workspace,
@@ -25,16 +25,13 @@ from core.spec import (
     Confidence,
     DeviceMemory,
     Fits,
-    Format,
     Gpu,
     Hardware,
     LinearPlan,
     LinearSpec,
-    ModelSpec,
     Plan,
     Prediction,
     Rows,
-    Strategy,
     cut_columns,
     kin,
     row_bytes,
@@ -45,53 +42,53 @@ HOPELESS_TOK_S = 1 / 30
 SPREADS: dict[Confidence, tuple[float, float]] = {"measured": (0.9, 1.1), "derived": (0.75, 1.2), "guess": (0.5, 1.5)}
 
 
-def assemble(spec: ModelSpec, strategy: Strategy, format: Format, context: int, best: Chosen) -> Plan:
+def assemble(job: Job, best: Chosen) -> Plan:
     """Return the plan of the chosen layout, with `reason` still empty."""
-    layout = best.candidate
-    machine, hardware = layout.machine, layout.machine.hardware
-    linears = _linear_plans(spec, format, best)
-    confidence = _confidence(spec, machine, format)
+    spec, candidate, layout = job.spec, best.candidate, best.candidate.layout
+    machine = candidate.machine
+    linears = _linear_plans(job, best)
+    confidence = _confidence(job, machine)
     decode = _prediction(1 / best.decode.total, confidence)
-    reading = _bytes_per_token(spec, format, linears, best, context)
+    reading = _bytes_per_token(job, linears, best)
+    peak = load_peak(spec, job.format, spec.kv_bytes(job.context), candidate.chunk)
     return Plan(
         model=spec.name,
-        strategy=strategy,
-        format=format,
+        strategy=job.strategy,
+        format=job.format,
         fits=_verdict(best, decode.likely),
         reason="",
-        context=context,
-        prefill_chunk=layout.chunk,
+        context=job.context,
+        prefill_chunk=candidate.chunk,
         threads=machine.threads,
         gpu=machine.gpu.index if machine.gpu else -1,
         linears=linears,
         kv_devices=layout.kv_devices,
         host_layers=layout.residents.host_layers,
-        ring=layout.ring,
-        memory=_memory(spec, format, linears, best, context),
+        ring=candidate.ring,
+        memory=_memory(job, linears, best),
         decode=decode,
-        prefill=_prediction(layout.chunk / best.prefill.total, confidence),
+        prefill=_prediction(candidate.chunk / best.prefill.total, confidence),
         confidence=confidence,
         decode_times=best.decode,
-        check_s=check_s(spec, format, best, min(context, TYPICAL_CONTEXT)),
+        check_s=check_s(job, best),
         prefill_times=best.prefill,
         bytes_per_token=reading,
-        ideal_ms=1000 * _ideal_s(hardware, machine.gpu, reading),
-        mapped=spec.mapped(format),
-        from_disk=layout.host.from_disk,
-        active_bytes=spec.active_bytes(format),
-        load_peak=load_peak(spec, format, spec.kv_bytes(context), layout.chunk)
-        + layout.head_copy
-        + layout.residents.copied(layout.classes),
+        ideal_ms=1000 * _ideal_s(machine.hardware, machine.gpu, reading),
+        mapped=spec.mapped(job.format),
+        from_disk=candidate.host.from_disk,
+        active_bytes=spec.active_bytes(job.format),
+        load_peak=peak + layout.head_copy + layout.residents.copied(layout.classes),
         profile=machine.profile,
-        expert_rates=expert_rates(spec, format, machine),
+        expert_rates=expert_rates(spec, job.format, machine),
         head_copy=layout.head_copy,
+        kv=job.budget.kv,
     )
 
 
-def _linear_plans(spec: ModelSpec, format: Format, best: Chosen) -> tuple[LinearPlan, ...]:
+def _linear_plans(job: Job, best: Chosen) -> tuple[LinearPlan, ...]:
     plans: dict[int, LinearPlan] = {}
-    layout, residents = best.candidate, best.candidate.residents
-    index = layout.machine.gpu.index if layout.machine.gpu else -1
+    spec, layout, gpu = job.spec, best.candidate.layout, best.candidate.machine.gpu
+    residents, index = layout.residents, gpu.index if gpu else -1
     for number, item in enumerate(layout.classes):
         for position, members in enumerate(item.members):
             part = 1.0 if position < residents.whole[number] else residents.part[number]
@@ -104,9 +101,9 @@ def _linear_plans(spec: ModelSpec, format: Format, best: Chosen) -> tuple[Linear
                     streamed = streamed[:1] * len(streamed)
                 plans[member] = _rows_of(spec.linears[member], part, streamed, index)
             if item.heads:
-                plans |= _by_heads(spec, format, members, round(part * item.heads), streamed, index)
+                plans |= _by_heads(job, members, round(part * item.heads), streamed, index)
             elif item.after and part < 1:
-                plans |= _pair(spec, format, members, part, streamed, index)
+                plans |= _pair(job, members, part, streamed, index)
     return tuple(plans[number] for number in range(len(spec.linears)))
 
 
@@ -125,15 +122,13 @@ def _shares(count: int, resident: int, streamed: Sequence[float], quantum: int) 
     return one, few, some, many
 
 
-def _pair(
-    spec: ModelSpec, format: Format, members: Sequence[int], part: float, streamed: Sequence[float], gpu: int
-) -> dict[int, LinearPlan]:
+def _pair(job: Job, members: Sequence[int], part: float, streamed: Sequence[float], gpu: int) -> dict[int, LinearPlan]:
     """Split linears by rows, and the last one, which follows them, by the same columns.
 
     The split is equal for one row and for few, so that the CPU's columns are copied only once.
     """
-    last = spec.linears[members[-1]]
-    storage, count = spec.storage(last, format), last.columns
+    spec, last = job.spec, job.spec.linears[members[-1]]
+    storage, count = spec.storage(last, job.format), last.columns
     quantum = max(QUANTUM, cut_columns(storage))
     resident, room = int(part * count) // quantum * quantum, part * row_bytes(storage, count)
     while resident and row_bytes(storage, resident) > room:  # scales of whole rows lie on both sides
@@ -148,50 +143,47 @@ def _pair(
 
 
 def _by_heads(
-    spec: ModelSpec, format: Format, members: Sequence[int], count: int, streamed: Sequence[float], gpu: int
+    job: Job, members: Sequence[int], count: int, streamed: Sequence[float], gpu: int
 ) -> dict[int, LinearPlan]:
     """Give the card the rows of `count` KV heads of queries, keys and values, and their columns of the last linear."""
-    output, plans = spec.linears[members[-1]], {}
+    spec, output, plans = job.spec, job.spec.linears[members[-1]], {}
     for member in members:
         one, last = spec.linears[member], member == members[-1]
         total = one.columns if last else one.rows
-        quantum = max(QUANTUM, cut_columns(spec.storage(one, format))) if last else QUANTUM
+        quantum = max(QUANTUM, cut_columns(spec.storage(one, job.format))) if last else QUANTUM
         shares = _shares(total, total // output.heads * count, streamed, quantum)
         after, heads = (output.attends, count) if last else (-1, 0)
         plans[member] = LinearPlan(one.name, total, shares, gpu, one.group, after, heads)
     return plans
 
 
-def _resident_weight_bytes(spec: ModelSpec, format: Format, linears: Sequence[LinearPlan]) -> int:
-    return sum(
-        spec.part_bytes(item, plan, plan.resident, format) for item, plan in zip(spec.linears, linears, strict=True)
-    )
+def _resident_weight_bytes(job: Job, linears: Sequence[LinearPlan]) -> int:
+    pairs = zip(job.spec.linears, linears, strict=True)
+    return sum(job.spec.part_bytes(item, plan, plan.resident, job.format) for item, plan in pairs)
 
 
-def _memory(
-    spec: ModelSpec, format: Format, linears: Sequence[LinearPlan], best: Chosen, context: int
-) -> tuple[DeviceMemory, ...]:
-    layout = best.candidate
-    hardware, gpu = layout.machine.hardware, layout.machine.gpu
-    on_gpu, on_host = kv_split(spec, layout.kv_devices, context, layout.kv_part)
+def _memory(job: Job, linears: Sequence[LinearPlan], best: Chosen) -> tuple[DeviceMemory, ...]:
+    spec, candidate, layout = job.spec, best.candidate, best.candidate.layout
+    hardware, gpu = candidate.machine.hardware, candidate.machine.gpu
+    on_gpu, on_host = kv_split(spec, layout.kv_devices, job.context, layout.kv_part)
     copied = layout.residents.copied(layout.classes)
     cpu = DeviceMemory(
         "cpu",
-        layout.host.weights + copied,
+        candidate.host.weights + copied,
         on_host,
-        host_workspace(spec, format, layout.chunk),
-        layout.ring.total,
+        host_workspace(spec, job.format, candidate.chunk),
+        candidate.ring.total,
         hardware.cpu.ram_free,
         ram_margin(hardware),
-        parked_prefixes(spec, context, layout.host.left - copied),
+        parked_prefixes(spec, job.context, candidate.host.left - copied),
         spec.sight_bytes,
     )
     if gpu is None:
         return (cpu,)
-    weights = spec.resident_bytes + _resident_weight_bytes(spec, format, linears)
-    workspace = gpu_workspace(spec, format, gpu, layout.chunk, context)
+    weights = spec.resident_bytes + _resident_weight_bytes(job, linears)
+    workspace = gpu_workspace(spec, job.format, gpu, candidate.chunk, job.context)
     return cpu, DeviceMemory(
-        device_name(gpu), weights, on_gpu, workspace, layout.ring.total, gpu.vram_free, vram_margin(gpu)
+        device_name(gpu), weights, on_gpu, workspace, candidate.ring.total, gpu.vram_free, vram_margin(gpu)
     )
 
 
@@ -200,10 +192,8 @@ def device_name(gpu: Gpu) -> str:
     return f"{gpu.kind}:{gpu.index}"
 
 
-def _bytes_per_token(
-    spec: ModelSpec, format: Format, linears: Sequence[LinearPlan], best: Chosen, context: int
-) -> BytesPerToken:
-    layout = best.candidate
+def _bytes_per_token(job: Job, linears: Sequence[LinearPlan], best: Chosen) -> BytesPerToken:
+    spec, format, layout = job.spec, job.format, best.candidate.layout
     cpu = link = gpu = 0.0
     for item, plan in zip(spec.linears, linears, strict=True):
         size, rows = item.active / item.experts * spec.linear_bytes(item, format) / plan.rows, plan.decode
@@ -211,9 +201,8 @@ def _bytes_per_token(
         cpu += spec.head_copy(format) + spec.read_again(format) if is_copied else rows.cpu * size
         link += rows.streamed * size
         gpu += (rows.resident + rows.streamed) * size
-    occupied, kv_part = min(context, TYPICAL_CONTEXT), layout.kv_part
-    on_gpu, on_host = kv_split(spec, layout.kv_devices, occupied, kv_part)
-    if layout.machine.gpu is None:
+    on_gpu, on_host = kv_split(spec, layout.kv_devices, job.occupied, layout.kv_part)
+    if best.candidate.machine.gpu is None:
         return BytesPerToken(round(cpu) + on_host + spec.resident_bytes)
     return BytesPerToken(round(cpu) + on_host, round(link), round(gpu) + on_gpu + spec.resident_bytes)
 
@@ -227,9 +216,9 @@ def _ideal_s(hardware: Hardware, gpu: Gpu | None, reading: BytesPerToken) -> flo
     return max(cpu + on_gpu if gpu.shares_cores else max(cpu, on_gpu), reading.link / gpu.link.h2d_pinned)
 
 
-def _confidence(spec: ModelSpec, machine: MachineRates, format: Format) -> Confidence:
+def _confidence(job: Job, machine: MachineRates) -> Confidence:
     timed = {rate.storage for rate in machine.hardware.cpu.rates}
-    used = {kin(spec.storage(linear, format)) for linear in spec.linears}
+    used = {kin(job.spec.storage(linear, job.format)) for linear in job.spec.linears}
     if not machine.hardware.measured or not used <= timed:
         return "guess"
     return "measured" if machine.profile.tokens else "derived"

@@ -13,8 +13,8 @@ from dataclasses import replace
 from core.planning.calibration import fully_resident
 from core.planning.candidates import Candidate, best_candidate, comparable, cpu_candidate, gpu_candidates
 from core.planning.capture import with_capture
-from core.planning.cost_model import TYPICAL_CONTEXT
 from core.planning.explain import FORMAT_WORDS, figures, format_reason, reason, tok_s, too_big_or_busy
+from core.planning.job import Job
 from core.planning.machine_rates import MachineRates
 from core.planning.memory_budget import graph_bytes
 from core.planning.plan_builder import assemble
@@ -123,24 +123,25 @@ def _place_now(spec: ModelSpec, hardware: Hardware, budget: Budget, strategy: St
 def _place_as(
     spec: ModelSpec, hardware: Hardware, budget: Budget, strategy: Strategy, profile: Profile, format: Format
 ) -> Plan:
-    context = _context(spec, hardware, budget)
+    job = Job(spec, format, budget, strategy, _context(spec, hardware, budget))
     threads = budget.threads or max(1, hardware.cpu.threads)
-    machines = [MachineRates(hardware, gpu, profile, threads) for gpu in hardware.gpus]
-
-    def on_cards(strategy: Strategy) -> list[Candidate]:
-        return [one for machine in machines for one in gpu_candidates(spec, format, machine, budget, strategy, context)]
-
-    candidates, occupied = on_cards(strategy), min(context, TYPICAL_CONTEXT)
-    if candidates and strategy != "hetegen" and (best := on_cards("hetegen")):
-        candidates = comparable(candidates, best_candidate(best, spec, occupied).candidate)
-    # Unless a card was requested, the CPU alone may be faster.
-    if not candidates or (strategy == "hetegen" and not any(gpu.requested for gpu in hardware.gpus)):
-        candidates.append(cpu_candidate(spec, format, MachineRates(hardware, None, profile, threads), budget, context))
-    chosen = best_candidate(candidates, spec, occupied)
-    plan = replace(assemble(spec, strategy, format, context, chosen), kv=budget.kv)
-    gpu = chosen.candidate.machine.gpu
-    reserved = graph_bytes(spec, gpu, context) if gpu else 0
+    chosen = best_candidate(_candidates(job, hardware, profile, threads), job)
+    plan, gpu = assemble(job, chosen), chosen.candidate.machine.gpu
+    reserved = graph_bytes(spec, gpu, job.context) if gpu else 0
     return with_capture(with_sight(plan, spec, hardware, budget), spec, hardware, reserved)
+
+
+def _candidates(job: Job, hardware: Hardware, profile: Profile, threads: int) -> list[Candidate]:
+    """Return the layouts to choose from. Unless a card was requested, the CPU alone may be faster."""
+    cards = [MachineRates(hardware, gpu, profile, threads) for gpu in hardware.gpus]
+    found = [one for card in cards for one in gpu_candidates(job, card)]
+    if found and job.strategy != "hetegen":
+        usual = replace(job, strategy="hetegen")
+        if best := [one for card in cards for one in gpu_candidates(usual, card)]:
+            found = comparable(found, best_candidate(best, usual).candidate)
+    if not found or (job.strategy == "hetegen" and not any(gpu.requested for gpu in hardware.gpus)):
+        found.append(cpu_candidate(job, MachineRates(hardware, None, profile, threads)))
+    return found
 
 
 def _context(spec: ModelSpec, hardware: Hardware, budget: Budget) -> int:
