@@ -25,6 +25,7 @@ from app.controllers.tools import ToolController
 from app.controllers.welcome import WelcomeController
 from app.conversations.chat_model import ChatModel
 from app.conversations.conversation import Conversation, Turn
+from app.conversations.elsewhere import Elsewhere
 from app.conversations.library import Library
 from app.conversations.session import Session
 from app.engine.app_state import State
@@ -86,9 +87,8 @@ class Application(QObject):
         self.toolbox = Toolbox(self._places.config / "tools.json", system_keyring, self._places.logs / "tools")
         self.long = LongDocuments(self.chat, lambda: self.session.state)
         self.session = Session(self.worker, self.chat, self.toolbox, self._sampling, self.long.parts, self._keeps)
-        self.library = Library(
-            self._places.conversations, self.chat, self._system_prompt, lambda: self.session.answered
-        )
+        self.elsewhere = Elsewhere()
+        self.library = Library(self._places.conversations, self.chat, self._system_prompt, self.session.live)
         self.observer = Observer()
         self.telemetry = Telemetry()
         self.window = MainWindow(self.theme, self.chat)
@@ -116,6 +116,10 @@ class Application(QObject):
     def _connect_session(self) -> None:
         self.session.changed.connect(self._on_state)
         self.session.changed.connect(self.observer.on_state)
+        self.session.changed.connect(self.elsewhere.on_state)
+        self.session.tools.asks.connect(self.elsewhere.on_tool_asks)
+        self.elsewhere.notice.connect(self.window.notices.add)
+        self.elsewhere.withdrawn.connect(self.window.notices.withdraw)
         self.session.notice.connect(self.window.notices.add)
         self.session.model.withdrawn.connect(self.window.notices.withdraw)
         self.session.model.ready.connect(self._on_model)
@@ -350,7 +354,7 @@ class Application(QObject):
         window.status.show_state(state)
         window.notices.show_state(state)
         window.composer.show_state(state)
-        self.sidebar.set_answered(state.answered if state.busy else "")
+        self.sidebar.set_progress(state.answered if state.busy else "", state.waiting)
 
     @Slot(object)
     def _on_sample(self, sample: Sample) -> None:

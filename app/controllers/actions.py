@@ -182,6 +182,8 @@ class Actions(QObject):
             self._chat.switch(id, -1 if action == "previous" else 1)
         elif action == "regenerate":
             self._session.regenerate(id)
+        elif action == "take_back":
+            self._session.stop()
         elif action == "continue":
             self._session.go_on(id)
         elif action.startswith("allow_"):

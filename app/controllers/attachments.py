@@ -234,14 +234,14 @@ class Attachments(QObject):
         state = self._session.state
         if state.stats is not None and state.stats.context_used and not state.elsewhere:
             return state.stats.context_used
-        return sum(tokens_about(message.content) for message in self._session.so_far())
+        return sum(tokens_about(message.content) for message in self._session.conversation.so_far())
 
     @Slot(object)
     def _on_state(self, state: State) -> None:
         """Judge the files again: another model counts differently, and another conversation leaves other room."""
         model = f"{state.model.name} {state.model.context}" if state.model else ""
         before = self._model, self._conversation
-        self._model, self._conversation = model, self._session.conversation
+        self._model, self._conversation = model, self._session.conversation.id
         if model and model != before[0]:
             self._see_again()
             for each in self.pending:

@@ -18,6 +18,8 @@ OPEN_CALLS = ("asking", "running")
 """States of a tool call that waits for the user or runs; others: done, failed, denied, stopped before its result."""
 CALLED = "called"
 """The end of a reply that calls tools."""
+WAITING = "waiting"
+"""The end of a question that waits for the reply in another conversation."""
 
 PARTS = "parts"
 """Receipt entry of a question: which passages of long documents went with it."""
@@ -156,6 +158,11 @@ class Conversation:
                 found[reply] = replace(found[reply], tool_calls=(*found[reply].tool_calls, turn.call))
                 found.append(Message("tool", turn.content or "(no result)", tool_call_id=turn.call.id))
         return tuple(found)
+
+    def so_far(self) -> tuple[Message, ...]:
+        """Return the turns shown as the model was given them."""
+        path = self.path()
+        return self.messages(path[-1].id) if path else ()
 
     def _message(self, turn: Turn) -> Message:
         pictures = tuple(each.picture for each in turn.attached if each.picture)

@@ -13,7 +13,7 @@ from PySide6.QtCore import QObject, Signal, Slot
 
 from app.conversations import export
 from app.conversations.chat_model import ChatModel
-from app.conversations.conversation import Conversation, Turn
+from app.conversations.conversation import WAITING, Conversation, Turn
 from app.conversations.imports.reader import read_json
 from app.conversations.saved_conversation import SavedConversation
 from app.conversations.store import Store
@@ -43,11 +43,11 @@ class Library(QObject):
         path: Path,
         chat: ChatModel,
         system: Callable[[], str],
-        answered: Callable[[], Conversation] = Conversation,
+        live: Callable[[str], Conversation | None] = lambda id: None,
     ) -> None:
-        """`answered`: the conversation of the last question, whose reply may still be written."""
+        """`live`: returns a conversation whose reply is still awaited or written, None for any other."""
         super().__init__()
-        self._chat, self._system, self._answered = chat, system, answered
+        self._chat, self._system, self._live = chat, system, live
         # The store may report from its own thread; a queued signal brings the report here.
         self._reported.connect(self._on_report)
         self._early: list[notices.Notice] = []
@@ -81,7 +81,7 @@ class Library(QObject):
         if self._store is None or (id == self._chat.conversation.id and not turn):
             return
         try:
-            conversation = self._answered() if self._answered().id == id else self._load(self._store, id)
+            conversation = self._live(id) or self._load(self._store, id)
         except HeteGenError as error:
             self.notice.emit(notices.for_error(error))
             return
@@ -93,8 +93,8 @@ class Library(QObject):
         """Load a conversation; what waited or ran in it ended with the program."""
         conversation = store.load(id)
         for each in conversation.turns():
-            if not each.end and (each.role != "user" or not conversation.has_reply(each.id)):
-                each.end = "stopped"
+            if each.end in ("", WAITING):
+                each.end = "" if each.role == "user" and conversation.has_reply(each.id) else "stopped"
         conversation.preset = str(store.entry(id).options.get("preset", ""))
         return conversation
 

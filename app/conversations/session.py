@@ -1,7 +1,7 @@
 """Questions and replies: users' actions become worker commands; engine events change the chat and the `State`.
 
 Stands between the views and the worker, and knows no widgets. `model_session` decides which model answers. One question
-is answered at a time, in its conversation, whichever conversation is shown meanwhile.
+is answered at a time, in its conversation, whichever conversation is shown meanwhile; those of others wait.
 """
 
 from __future__ import annotations
@@ -15,8 +15,10 @@ from PySide6.QtCore import QObject, Signal, Slot
 from app.conversations.chat_model import ChatModel
 from app.conversations.conversation import CALLED, COUNTS, PARTS, Conversation, Turn
 from app.conversations.model_session import ModelSession, failure_notice
+from app.conversations.passages import FindParts, no_parts
 from app.conversations.receipt import receipt
 from app.conversations.tool_loop import CallCollector, ToolLoop
+from app.conversations.waiting import Waiting
 from app.engine.app_state import State
 from app.engine.worker import Worker
 from app.notices import notices
@@ -30,7 +32,6 @@ from core.events import (
     FinishReason,
     Loaded,
     LoadOptions,
-    Message,
     Piece,
     Prefill,
     Replanned,
@@ -43,17 +44,6 @@ from core.events import (
 from core.files import without_halves
 
 log = logging.getLogger(__name__)
-
-FindParts = Callable[[Turn, Collection[str]], Mapping[str, object] | None]
-"""Maps a question and the digests of its documents that do not fit to the passages that go with it.
-
-None while the passages cannot be found yet.
-"""
-
-
-def no_parts(question: Turn, new: Collection[str]) -> Mapping[str, object]:
-    """The FindParts of callers without long documents."""
-    return {}
 
 
 class Session(QObject):
@@ -87,7 +77,10 @@ class Session(QObject):
         self._sampling = sampling
         self._chat_ticket = 0
         self.answered = Conversation()
-        """The conversation of the last question."""
+        """The conversation of the last question that was asked."""
+        self._failed: Conversation | None = None
+        """The conversation of the last reply that failed."""
+        self._waiting = Waiting(chat, self.model)
         self._asked: Turn | None = None
         """Its question that waits for the model, or the reply to be continued."""
         self._asked_with = Sampling()
@@ -96,7 +89,6 @@ class Session(QObject):
         self.model.notice.connect(self.notice)
         self.model.ready.connect(self._on_ready)
         self.model.ended.connect(self._on_load_ended)
-        self.tools.asks.connect(self._on_tool_asks)
         chat.opened.connect(self._on_opened)
         worker.told.connect(self._on_event)
         worker.failed.connect(self._on_failed)
@@ -124,17 +116,24 @@ class Session(QObject):
             self.load(former.source, former.options)
 
     def retry(self) -> None:
-        """Write the last reply again, also of a conversation that is not shown."""
-        if path := self.answered.path():
-            self._write_again(self.answered, path[-1])
+        """Write the reply that failed, else the last one, again, also of a conversation that is not shown."""
+        conversation = self._failed or self.answered
+        if path := conversation.path():
+            self._write_again(conversation, path[-1])
+
+    def live(self, id: str) -> Conversation | None:
+        """Return a conversation in which a reply runs or is awaited as it is now; the store may lag behind."""
+        return self.answered if id == self.answered.id else self._waiting.conversation(id)
 
     def stop(self) -> None:
-        """Stop the reply of the conversation shown, or give up its question that waits for a model.
+        """Stop the reply of the conversation shown, or give up its question that waits.
 
         A reply that cannot be seen goes on; the user is told where.
         """
-        if self.state.elsewhere:
-            self.notice.emit(notices.stops_there())
+        if self.conversation.id in self.state.waiting:
+            self._waiting.take_back(self.conversation.id)
+        elif self.state.elsewhere:
+            self.notice.emit(notices.answers_elsewhere())
         elif self.tools.runs:
             self.tools.stop()
             self._rest(self.state.stats)
@@ -145,25 +144,31 @@ class Session(QObject):
         else:
             self._give_up("stopped")
             self.model.change(asked=False)
+            self._ask_next()
 
     def forget(self, id: str) -> None:
         """Stop what runs or waits in a conversation that is being deleted."""
+        self._waiting.take_back(id)
         if id != self.answered.id:
             return
-        if self.state.busy:
+        was_busy = self.state.busy
+        if was_busy:
             self._worker.stop(self._chat_ticket)
             self._leave_reply()
             self._give_up("stopped")
-            self.model.change(asked=False)
-            if self.state.phase != "loading":
-                self._rest(None)
         self.answered = Conversation()
+        self.model.change(asked=False)
+        if was_busy and self.state.phase != "loading":
+            self._rest(None)
+        elif was_busy:
+            self._ask_next()
 
     def end(self) -> None:
         """Stop everything at the end of the program; what was said so far is kept."""
         self._worker.stop_all()
         self.tools.stop()
         self._give_up("stopped")
+        self._waiting.take_all_back()
         self._finish("stopped", {})
 
     def submit(
@@ -187,11 +192,11 @@ class Session(QObject):
 
     def regenerate(self, id: str) -> None:
         """Write another version of a reply; for a user's turn, of the reply to it."""
-        self._write_again(self._chat.conversation, self._chat.conversation.turn(id))
+        self._write_again(self.conversation, self.conversation.turn(id))
 
     def edit(self, id: str, text: str) -> bool:
         """Add a changed version beside a turn; a user's turn is then answered. False if it was not accepted."""
-        old, text = self._chat.conversation.turn(id), without_halves(text.strip())
+        old, text = self.conversation.turn(id), without_halves(text.strip())
         if not text or text == old.content.strip():
             return False
         if self.state.busy_here:
@@ -202,42 +207,36 @@ class Session(QObject):
             return True
         if not self._can_ask():
             return False
-        before = self._chat.conversation.excerpts(id)
+        before = self.conversation.excerpts(id)
         in_parts = {each.document.digest for each in before if each.document in old.attached}
         question = Turn("user", text, parent=old.parent, attached=old.attached)
         return self._put(question, in_parts, old.counts)
 
     def go_on(self, id: str) -> None:
         """Continue a reply that ended early."""
-        turn = self._chat.conversation.turn(id)
+        turn = self.conversation.turn(id)
         if turn.role != "assistant":
             return
-        if self._can_ask() and not self.state.busy:
-            self._answer(self._chat.conversation, turn)
+        if self.state.elsewhere:
+            self.notice.emit(notices.answers_elsewhere())
+        elif self._can_ask() and not self.state.busy:
+            self._begin(self.conversation, turn)
 
     @property
-    def conversation(self) -> str:
-        """The id of the open conversation."""
-        return self._chat.conversation.id
-
-    def so_far(self) -> tuple[Message, ...]:
-        """Return the open conversation as the model was given it."""
-        path = self._chat.conversation.path()
-        return self._chat.conversation.messages(path[-1].id) if path else ()
+    def conversation(self) -> Conversation:
+        """The open conversation."""
+        return self._chat.conversation
 
     def _can_ask(self) -> bool:
-        """Whether a question can be asked in the conversation shown; the user is told why not."""
+        """Whether a question can be asked; the user is told why not."""
         if self.state.phase == "empty":
             self.notice.emit(notices.no_model())
-        elif self.state.elsewhere:
-            self.notice.emit(notices.answers_elsewhere())
-        return self.state.phase != "empty" and not self.state.elsewhere
+        return self.state.phase != "empty"
 
     @Slot()
     def _on_opened(self) -> None:
         stats = self.state.stats if self.state.busy else None
-        self.model.change(shown=self.conversation, begun=bool(self._chat.rowCount()), stats=stats)
-        self._withdraw()
+        self.model.change(shown=self.conversation.id, begun=bool(self._chat.rowCount()), stats=stats)
 
     def _put(self, question: Turn, in_parts: Collection[str], counts: Mapping[str, int]) -> bool:
         """Ask a question together with its passages; False while they cannot be found yet."""
@@ -249,16 +248,27 @@ class Session(QObject):
             question.receipt[PARTS] = parts
         if counts:
             question.receipt[COUNTS] = dict(counts)
-        self._answer(self._chat.conversation, self._chat.add(question))
+        self._answer(self.conversation, self._chat.add(question))
         return True
 
     def _write_again(self, conversation: Conversation, turn: Turn) -> None:
         """Write another version of a reply; for a user's turn, of the reply to it."""
         asked = turn.id if turn.role == "user" else turn.parent
-        if asked is not None and self._can_ask() and not self.state.busy:
+        if asked is not None and self._can_ask() and not self.state.busy_in(conversation.id):
             self._answer(conversation, conversation.turn(asked))
 
-    def _answer(self, conversation: Conversation, last: Turn) -> None:
+    def _answer(self, conversation: Conversation, question: Turn) -> None:
+        """Have a question answered, now or after what is being answered."""
+        if self.state.busy:
+            self._waiting.put(conversation, question)
+        else:
+            self._begin(conversation, question)
+
+    def _ask_next(self) -> None:
+        if (waited := self._waiting.next()) is not None:
+            self._begin(*waited)
+
+    def _begin(self, conversation: Conversation, last: Turn) -> None:
         """Have a question answered, or a reply continued, now or when the model is loaded."""
         self.answered = conversation
         self.model.change(answered=conversation.id)
@@ -297,10 +307,13 @@ class Session(QObject):
             self.notice.emit(notices.cannot_chat(model.name))
         if asked is not None:
             self._send(asked)
+        else:
+            self._ask_next()
 
     @Slot()
     def _on_load_ended(self) -> None:
         self._give_up("failed")
+        self._waiting.take_all_back()
 
     def _give_up(self, end: str) -> None:
         """Leave the question that waits for a model unanswered."""
@@ -330,9 +343,7 @@ class Session(QObject):
                 self._on_finished(reason, stats)
             case Failed(error):
                 log.warning("The reply failed: %s", error)
-                self._finish("failed", {})
-                self._rest(self.state.stats)
-                self.notice.emit(notices.for_error(error))
+                self._fail(notices.for_error(error))
             case _:
                 pass
 
@@ -346,32 +357,26 @@ class Session(QObject):
         else:
             self._rest(stats)
 
+    def _fail(self, notice: notices.Notice) -> None:
+        """End a reply that failed."""
+        self._failed = self.answered
+        self._finish("failed", {})
+        self.notice.emit(notice)
+        self._rest(self.state.stats)
+
     def _rest(self, stats: Stats | None) -> None:
-        """End a reply with these figures, which are those of its conversation only."""
+        """End a reply with these figures, which are those of its conversation only, and ask what waited for it."""
         self.model.change(phase="ready", prefill=None, stats=None if self.state.elsewhere else stats)
-        self._withdraw()
-
-    def _withdraw(self) -> None:
-        """Take back that another conversation is being answered, if none is."""
-        if not self.state.elsewhere:
-            for notice in (notices.answers_elsewhere(), notices.stops_there(), notices.tool_asks_elsewhere()):
-                self.model.withdrawn.emit(notice)
-
-    @Slot()
-    def _on_tool_asks(self) -> None:
-        if self.state.elsewhere:
-            self.notice.emit(notices.tool_asks_elsewhere())
+        self._ask_next()
 
     @Slot(object)
     def _on_tools_finished(self, last: Turn) -> None:
-        self._answer(self.answered, last)
+        self._begin(self.answered, last)
 
     @Slot(int, object)
     def _on_failed(self, ticket: int, error: HeteGenError) -> None:
         if ticket == self._chat_ticket:
-            self._finish("failed", {})
-            self._rest(self.state.stats)
-            self.notice.emit(failure_notice(error))
+            self._fail(failure_notice(error))
 
     @Slot(int)
     def _on_done(self, ticket: int) -> None:

@@ -37,6 +37,8 @@ class State:
     """The id of the conversation in the window."""
     answered: str = ""
     """The id of the conversation with the last question."""
+    waiting: tuple[str, ...] = ()
+    """The ids of conversations with a question that waits for the reply in another one."""
     options: LoadOptions = field(default_factory=LoadOptions)
     """The options of the load, with memory limits changed since then."""
 
@@ -53,7 +55,11 @@ class State:
     @property
     def busy_here(self) -> bool:
         """Whether a reply runs or is awaited in the conversation shown."""
-        return self.busy and not self.elsewhere
+        return self.busy_in(self.shown)
+
+    def busy_in(self, conversation: str) -> bool:
+        """Whether a reply runs or is awaited in a conversation."""
+        return conversation in self.waiting or (self.busy and self.answered == conversation)
 
     @property
     def figures(self) -> Stats | None:

@@ -160,17 +160,7 @@ def reply_awaited() -> Notice:
 
 
 def answers_elsewhere() -> Notice:
-    """Report that a question was sent during the reply of another conversation, or while its question waits."""
-    return Notice(
-        tr("Another conversation is being answered"),
-        tr("Your text stays where it is: send it when that reply has ended, or stop the reply there."),
-        "info",
-        *_there(),
-    )
-
-
-def stops_there() -> Notice:
-    """Report that the stop key was pressed during the reply of another conversation."""
+    """Report that something cannot be done during the reply of another conversation: stopping it, or continuing one."""
     return Notice(
         tr("Another conversation is being answered"), tr("Its reply can be stopped there."), "info", *_there()
     )

@@ -278,7 +278,7 @@ def streaming(stage: Stage) -> None:
 
 
 def elsewhere(stage: Stage) -> None:
-    """A question that has to wait until the reply in another conversation has ended."""
+    """A question that waits for the reply in another conversation."""
     streaming(stage)
     stage.app.commands.act("new_chat")
     stage.app.window.composer.set_text("Something quite different")

@@ -9,7 +9,7 @@ from PySide6.QtGui import QEnterEvent, QGuiApplication, QPainter, QPaintEvent
 from PySide6.QtWidgets import QLabel, QWidget
 
 from app.conversations.attached import Excerpt
-from app.conversations.conversation import Turn
+from app.conversations.conversation import WAITING, Turn
 from app.i18n import formatting
 from app.i18n.translator import number, said, tr
 from app.notices import notices
@@ -120,6 +120,7 @@ class UserMessage(MessageView):
         ("copy", "copy", "Copy"),
         ("edit", "edit", "Edit and ask again"),
         ("regenerate", "regenerate", "Ask again"),
+        ("take_back", "close", "Take back"),
     )
     save_word = "Send"
 
@@ -136,14 +137,22 @@ class UserMessage(MessageView):
         self._pictures = PictureRow([each for each in turn.attached if each.picture], self)
         self._pictures.opened.connect(self.opened)
         self._box = QRectF()
+        self._waits = QLabel(self)
+        self._waits.setObjectName("waits")
+        self._waits.setFont(theme.font("small"))
+        self._waits.setStyleSheet(f"color: {theme.colours.muted};")
+        self._waits.setAlignment(Qt.AlignmentFlag.AlignRight | Qt.AlignmentFlag.AlignVCenter)
         # The versions are always visible: no hidden button may stand between them and the edge.
         self.row.put_versions_last()
         self.row.always_draw("regenerate")
+        self.row.always_draw("take_back")
 
     def show_turn(self, versions: tuple[int, int]) -> None:
         super().show_turn(versions)
         self._text.set_text(self.turn.content)
-        again = {"regenerate"} if self.turn.end else set()
+        waits = self.turn.end == WAITING
+        self._waits.setText(tr("Waits for the reply in another conversation") if waits else "")
+        again = {"take_back"} if waits else {"regenerate"} if self.turn.end else set()
         self.row.show_only({"edit", *({"copy"} if self.turn.content else set()), *again})
 
     def measure(self, width: int) -> int:
@@ -165,6 +174,8 @@ class UserMessage(MessageView):
         size = self.row.sizeHint().width()
         bottom = (round(self._box.bottom()) if self.turn.content else top) + INSIDE
         self.row.setGeometry(width - size, bottom, size, TARGET)
+        self._waits.setVisible(bool(self._waits.text()) and self.editor is None)
+        self._waits.setGeometry(0, bottom, width - size - INSIDE, TARGET)
         return bottom + TARGET
 
     def _lay_text(self, top: int, width: int) -> QRectF:

@@ -6,6 +6,7 @@ import re
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 from PySide6.QtCore import (
     QAbstractItemModel,
@@ -16,13 +17,14 @@ from PySide6.QtCore import (
     QModelIndex,
     QObject,
     QPersistentModelIndex,
+    QPointF,
     QRect,
     QRectF,
     QSize,
     Qt,
     Signal,
 )
-from PySide6.QtGui import QFont, QFontMetrics, QPainter
+from PySide6.QtGui import QFont, QFontMetrics, QPainter, QPen
 from PySide6.QtWidgets import QLineEdit, QStyle, QStyledItemDelegate, QStyleOptionViewItem, QWidget
 
 from app.conversations.store import MARK_END, MARK_START, Entry, Hit
@@ -33,8 +35,9 @@ LineRole = Qt.ItemDataRole.UserRole + 1
 Index = QModelIndex | QPersistentModelIndex
 DAY_S = 86_400
 MARGIN = RELATED
-SIGN, DOT = 16, 8
-"""Size in pixels of the icon at the end of a row, and of the dot of a reply that is being written."""
+SIGN, DOT, RING = 16, 8, 1.5
+"""Size in pixels of the icon at the end of a row, of the dot in its place, and the width of a ring's line."""
+Progress = Literal["", "answered", "waiting"]
 LEAD = 18
 """Longest text, in characters, before the first found word."""
 _EMPHASIS = re.compile(r"\*\*|`+")
@@ -76,6 +79,7 @@ class EntryModel(QAbstractListModel):
         self._rows: list[str | Line] = []
         self._all: list[str | Line] = []
         self._open = self._answered = ""
+        self._waiting: Sequence[str] = ()
 
     def set_entries(self, entries: Sequence[Entry], now: float) -> None:
         """Set the list; `show_all` shows it."""
@@ -96,19 +100,21 @@ class EntryModel(QAbstractListModel):
         self._open = conversation
         self._repaint()
 
-    def set_answered(self, conversation: str) -> None:
-        """Set the conversation whose reply is being written, "" = none."""
-        if conversation != self._answered:
-            self._answered = conversation
+    def set_progress(self, answered: str, waiting: Sequence[str]) -> None:
+        """Set the conversation whose reply is being written, "" = none, and those with a question that waits."""
+        if (answered, waiting) != (self._answered, self._waiting):
+            self._answered, self._waiting = answered, waiting
             self._repaint()
 
     def is_open(self, line: Line) -> bool:
         """Whether this conversation is open."""
         return line.entry.id == self._open
 
-    def is_answered(self, line: Line) -> bool:
-        """Whether a reply is being written in this conversation."""
-        return line.entry.id == self._answered
+    def progress(self, line: Line) -> Progress:
+        """Return what happens in this conversation now."""
+        if line.entry.id == self._answered:
+            return "answered"
+        return "waiting" if line.entry.id in self._waiting else ""
 
     def index_of_open(self) -> QModelIndex:
         """Return the row of the open conversation, or an invalid index."""
@@ -150,8 +156,8 @@ class EntryModel(QAbstractListModel):
             return f"{title}\n{locale().toString(updated, QLocale.FormatType.ShortFormat)}"
         if role == Qt.ItemDataRole.AccessibleTextRole:
             marks = [self.tr("pinned")] if line.entry.pinned else []
-            marks += [self.tr("being answered")] if self.is_answered(line) else []
-            return ", ".join([title, *marks])
+            words = {"answered": self.tr("being answered"), "waiting": self.tr("waiting for a reply"), "": ""}
+            return ", ".join(filter(None, [title, *marks, words[self.progress(line)]]))
         return line if role == LineRole else None
 
     def setData(self, index: Index, value: object, role: int = Qt.ItemDataRole.EditRole) -> bool:
@@ -223,7 +229,7 @@ class EntryDelegate(QStyledItemDelegate):
     def _paint_line(self, painter: QPainter, option: QStyleOptionViewItem, index: Index, line: Line) -> None:
         model = index.model()
         is_open = isinstance(model, EntryModel) and model.is_open(line)
-        is_answered = isinstance(model, EntryModel) and model.is_answered(line)
+        progress: Progress = model.progress(line) if isinstance(model, EntryModel) else ""
         hovered = bool(option.state & QStyle.StateFlag.State_MouseOver)
         focused = bool(option.state & QStyle.StateFlag.State_HasFocus)
         box = option.rect.adjusted(MARGIN, 1, -MARGIN, -1)
@@ -236,24 +242,31 @@ class EntryDelegate(QStyledItemDelegate):
             painter.setBrush(Qt.BrushStyle.NoBrush)
             painter.drawRoundedRect(box.adjusted(1, 1, -1, -1), BUTTON_RADIUS, BUTTON_RADIUS)
         icon = "more" if hovered or focused else "pin" if line.entry.pinned else ""
-        inner = box.adjusted(RELATED, 0, -(ICON + RELATED) if icon or is_answered else -RELATED, 0)
+        inner = box.adjusted(RELATED, 0, -(ICON + RELATED) if icon or progress else -RELATED, 0)
         self._paint_words(painter, inner, str(index.data()), line, is_open)
         place = QRect(box.right() - SIGN - 5, box.center().y() - SIGN // 2 + 1, SIGN, SIGN)
-        if icon == "more" or not is_answered:
+        if icon == "more" or not progress:
             self._paint_icon(painter, place, icon)
         else:
-            self._paint_dot(painter, place)
+            self._paint_progress(painter, QRectF(place).center(), progress)
 
     def _paint_icon(self, painter: QPainter, place: QRect, icon: str) -> None:
         if icon:
             ratio = painter.device().devicePixelRatioF()
             painter.drawPixmap(place.topLeft(), self._theme.pixmap(icon, "muted", place.width(), ratio))
 
-    def _paint_dot(self, painter: QPainter, place: QRect) -> None:
-        """Paint the sign of a reply that is being written."""
+    def _paint_progress(self, painter: QPainter, centre: QPointF, progress: Progress) -> None:
+        """Paint three dots for a reply that is being written, and a ring for a question that waits."""
+        colour = self._theme.colour("accent")
+        if progress == "waiting":
+            painter.setPen(QPen(colour, RING))
+            painter.setBrush(Qt.BrushStyle.NoBrush)
+            painter.drawEllipse(centre, (DOT - RING) / 2, (DOT - RING) / 2)
+            return
         painter.setPen(Qt.PenStyle.NoPen)
-        painter.setBrush(self._theme.colour("accent"))
-        painter.drawEllipse(QRectF(place).center(), DOT / 2, DOT / 2)
+        painter.setBrush(colour)
+        for step in (-1, 0, 1):
+            painter.drawEllipse(centre + QPointF(step * DOT * 0.7, 0), DOT / 4, DOT / 4)
 
     def _paint_words(self, painter: QPainter, box: QRect, title: str, line: Line, is_open: bool) -> None:
         font = self._theme.font()

@@ -97,9 +97,9 @@ class Sidebar(Pane):
         self._model.set_open(conversation)
         self._select_open()
 
-    def set_answered(self, conversation: str) -> None:
-        """Mark the conversation whose reply is being written, "" = none."""
-        self._model.set_answered(conversation)
+    def set_progress(self, answered: str, waiting: Sequence[str]) -> None:
+        """Mark the conversation whose reply is being written, "" = none, and those with a question that waits."""
+        self._model.set_progress(answered, waiting)
 
     @Slot()
     def focus_search(self) -> None:

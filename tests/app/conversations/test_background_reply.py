@@ -15,6 +15,7 @@ from PySide6.QtWidgets import QPushButton
 from pytestqt.qtbot import QtBot
 
 from app.application import Application
+from app.conversations.conversation import Turn
 from app.system.paths import places
 from app.views.controls.controls import IconButton, RoundButton
 from app.views.conversations.entry_list import EntryModel
@@ -99,20 +100,6 @@ def test_the_user_may_return_before_its_end(qtbot: QtBot, app: Application, engi
     qtbot.waitUntil(lambda: app.window.transcript.view_of(app.chat.turn(1).id) is not None)
 
 
-def test_a_question_elsewhere_has_to_wait(qtbot: QtBot, app: Application) -> None:
-    edit = app.window.composer.edit
-    QTest.keyClicks(edit, "Second question")
-    QTest.keyClick(edit, Qt.Key.Key_Return)
-    assert edit.toPlainText() == "Second question"
-    assert texts(app) == []
-    app.library.open(app.session.answered.id, "")
-    assert not app.window.notices.notices, "no longer true"
-    assert texts(app) == ["First question", HALF.text]
-    app.session.stop()
-    qtbot.waitUntil(lambda: not app.session.state.busy)
-    assert app.chat.turn(1).end == "stopped"
-
-
 def test_the_stop_key_says_where_the_reply_is_and_stops_it_there(qtbot: QtBot, app: Application) -> None:
     first = app.session.answered.id
     edit = app.window.composer.edit
@@ -135,15 +122,17 @@ def test_leaving_the_list_by_key_stops_no_reply(app: Application) -> None:
     assert not app.window.notices.notices
 
 
-def test_the_notice_leads_there_and_goes_with_the_reply(qtbot: QtBot, app: Application, engine: ScriptedEngine) -> None:
-    app.commands.submit("Second question")
-    find(app.window.notices, QPushButton, "Go there").click()
-    assert texts(app) == ["First question", HALF.text]
-    app.commands.act("new_chat")
-    app.commands.submit("Second question")
-    assert app.window.notices.notices
+def test_a_reply_is_not_continued_during_another_one(qtbot: QtBot, app: Application, engine: ScriptedEngine) -> None:
+    app.chat.conversation.add(Turn("user", "Before"))
+    cut = app.chat.add(Turn("assistant", "Cut", end="length", parent=app.chat.conversation.path()[0].id))
+    app.session.go_on(cut.id)
+    assert find(app.window.notices, QPushButton, "Go there")
+    assert cut.end == "length"
     go_on(qtbot, app, engine)
     assert not app.window.notices.notices
+    app.session.go_on(cut.id)
+    qtbot.waitUntil(lambda: not app.session.state.busy)
+    assert cut.content == "CutAnother."
 
 
 def test_the_next_question_is_answered_where_it_is_asked(
