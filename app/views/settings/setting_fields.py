@@ -190,6 +190,9 @@ class SettingField(QWidget):
         elif entry.lines > 1:
             column.addWidget(self._label)
             column.addWidget(self.control)
+        elif entry.kind == "folder":
+            column.addWidget(self._label)
+            column.addLayout(self._folder_row())
         else:
             column.addLayout(self._row())
         column.addWidget(self._help)
@@ -200,17 +203,25 @@ class SettingField(QWidget):
         row.setSpacing(RELATED)
         row.addWidget(self._label, 1)
         row.addWidget(self.control)
-        self._theme.changed.connect(self._fit)
-        self._fit()
-        if self._declared.kind == "folder":
-            choose = QPushButton(self.tr("Choose…"), self)
-            choose.clicked.connect(self._choose_folder)
-            row.addWidget(choose)
+        return row
+
+    def _folder_row(self) -> QHBoxLayout:
+        """Lay out the field and its button below the label: paths are long."""
+        row = QHBoxLayout()
+        row.setSpacing(RELATED)
+        row.addWidget(self.control, 1)
+        choose = QPushButton(self.tr("Choose…"), self)
+        choose.clicked.connect(self._choose_folder)
+        row.addWidget(choose)
         return row
 
     @Slot()
     def _fit(self) -> None:
-        self.control.setFixedWidth(self._theme.grown(FIELD_WIDTH))
+        width = self._theme.grown(FIELD_WIDTH)
+        if self._declared.kind == "folder":
+            self.control.setMinimumWidth(width)
+        elif self._declared.kind != "bool" and self._declared.lines == 1:
+            self.control.setFixedWidth(width)
 
     @Slot()
     def _choose_folder(self) -> None:
@@ -222,6 +233,7 @@ class SettingField(QWidget):
     @Slot()
     def _on_theme(self) -> None:
         colours = self._theme.colours
+        self._fit()
         for label, colour in ((self._help, colours.muted), (self._error, colours.danger)):
             label.setFont(self._theme.font("small"))
             label.setStyleSheet(f"color: {colour};")

@@ -4,7 +4,7 @@ from dataclasses import fields, replace
 from pathlib import Path
 
 import pytest
-from PySide6.QtCore import Qt
+from PySide6.QtCore import QPoint, Qt
 from PySide6.QtGui import QAccessible, QGuiApplication
 from PySide6.QtWidgets import (
     QAbstractButton,
@@ -102,6 +102,20 @@ def test_there_is_a_field_for_every_setting_and_it_shows_the_value(dialog: Setti
     draft = controls["draft_model"]
     assert isinstance(draft, QLineEdit)
     assert draft.placeholderText() == "e.g. Qwen/Qwen3-0.6B"
+
+
+def test_fields_begin_below_each_other_and_paths_at_the_edge(dialog: SettingsDialog) -> None:
+    dialog.pages.setCurrentRow(4)  # models and network
+    dialog.show()
+    rows = [field for field in dialog.fields.values() if field.isVisible()]
+    places = {
+        field.name: field.control.mapTo(field, QPoint()).x()
+        for field in rows
+        if isinstance(field.control, QComboBox | QLineEdit)
+    }
+    assert places.pop("models_folder") == 0
+    assert len(places) > 1
+    assert len(set(places.values())) == 1
 
 
 def test_showing_settings_changes_nothing(dialog: SettingsDialog, qtbot: QtBot) -> None:
