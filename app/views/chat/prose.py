@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from functools import cache
 
 from markdown_it import MarkdownIt
+from markdown_it.rules_block import StateBlock
 from markdown_it.rules_inline import StateInline
 from markdown_it.token import Token
 from PySide6.QtCore import Qt
@@ -36,6 +37,11 @@ MOST_COLUMNS = 24
 INSIDE_ITEMS = 4
 _ADDRESS = re.compile(r"https?://[^\s<>\"'`]+[^\s<>\"'`.,;:!?)\]}]")
 _MATHS = re.compile(r"\$\$(.+?)\$\$|\\\[(.+?)\\\]|\\\((.+?)\\\)|\$(?=\S)([^$\n]+?)(?<=\S)\$(?!\d)", re.DOTALL)
+
+
+_NOTE = re.compile(r"\[\^([A-Za-z]*\d{1,3})\]")
+"""Reference to a footnote. Names without a number would also match what a regular expression excludes."""
+_NOTE_TEXT = re.compile(_NOTE.pattern + r":[ \t]*(.*)")
 
 
 @dataclass(frozen=True)
@@ -85,7 +91,9 @@ class ProseWriter:
                     places.append(replace(here, level=here.level + 1, marker=marker, in_item=True))
                 case "blockquote_open":
                     places.append(replace(here, quote=here.quote + 1, marker="", in_item=False))
-                case "list_item_close" | "blockquote_close":
+                case "footnote_open":
+                    places.append(replace(here, level=here.level + 1, marker=token.info, in_item=True))
+                case "list_item_close" | "blockquote_close" | "footnote_close":
                     places.pop()
                 case "heading_open":
                     self._heading(cursor, tokens[at + 1], here, int(token.tag[1]))
@@ -171,6 +179,8 @@ class ProseWriter:
                 case "maths":
                     for run in runs(token.content):
                         cursor.insertText(run.text.replace("\n", "\u2028"), self._maths(here, run))
+                case "footnote_ref":
+                    cursor.insertText(token.content, self._raised(here))
                 case "html_inline":
                     cursor.insertText(token.content, here)
                 case "image":
@@ -233,6 +243,12 @@ class ProseWriter:
         if run.level != "line":
             align = QTextCharFormat.VerticalAlignment
             form.setVerticalAlignment(align.AlignSubScript if run.level == "lower" else align.AlignSuperScript)
+        return form
+
+    def _raised(self, here: QTextCharFormat) -> QTextCharFormat:
+        form = QTextCharFormat(here)
+        form.setVerticalAlignment(QTextCharFormat.VerticalAlignment.AlignSuperScript)
+        form.setForeground(self._theme.colour("muted"))
         return form
 
     def _merged(self, here: QTextCharFormat, over: QTextCharFormat) -> QTextCharFormat:
@@ -315,7 +331,41 @@ def _parser() -> MarkdownIt:
     # The splitter has removed the fences; four spaces are more often careless indentation by a model than code.
     parser.disable(["code", "html_block", "html_inline"])
     parser.inline.ruler.before("escape", "maths", _maths_rule)
+    parser.inline.ruler.before("link", "footnote_ref", _footnote_ref_rule)
+    # Before link references, which look alike.
+    parser.block.ruler.before("reference", "footnote", _footnote_rule, {"alt": ["paragraph"]})
     return parser
+
+
+def _footnote_ref_rule(state: StateInline, silent: bool) -> bool:
+    found = _NOTE.match(state.src, state.pos) if state.src[state.pos] == "[" else None
+    if found is None or state.src[found.end() : found.end() + 1] == "(":
+        return False
+    if not silent:
+        state.push("footnote_ref", "", 0).content = found[1]
+    state.pos = found.end()
+    return True
+
+
+def _footnote_rule(state: StateBlock, start: int, end: int, silent: bool) -> bool:
+    """Take a note with the lines that continue it."""
+    found = _NOTE_TEXT.match(_line(state, start))
+    if found is None or silent:
+        return found is not None
+    following = start + 1
+    while following < end and not state.isEmpty(following) and not _NOTE_TEXT.match(_line(state, following)):
+        following += 1
+    state.push("footnote_open", "", 1).info = found[1]
+    inline = state.push("inline", "", 0)
+    inline.content = "\n".join([found[2], *(_line(state, line) for line in range(start + 1, following))])
+    inline.children, inline.map = [], [start, following]
+    state.push("footnote_close", "", -1)
+    state.line = following
+    return True
+
+
+def _line(state: StateBlock, line: int) -> str:
+    return state.src[state.bMarks[line] + state.tShift[line] : state.eMarks[line]]
 
 
 def _maths_rule(state: StateInline, silent: bool) -> bool:

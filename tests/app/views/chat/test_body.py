@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterator
 
 import pytest
 from PySide6.QtCore import QPoint, Qt, QUrl
-from PySide6.QtGui import QGuiApplication, QTextCursor, QTextDocument, QTextTable
+from PySide6.QtGui import QGuiApplication, QTextCharFormat, QTextCursor, QTextDocument, QTextTable
 from PySide6.QtTest import QTest
 from PySide6.QtWidgets import QApplication, QWidget
 from pytestqt.qtbot import QtBot
@@ -99,6 +99,12 @@ print("hello")
 ```
 
 Formula $x^2$ and \\(y_1\\).
+
+Claims[^1] of[^note2] two, and a class [^abc] of characters.
+
+[^1]: The first source,
+continued.
+[^note2]: https://example.org/second
 """
 
 
@@ -112,8 +118,14 @@ def test_every_construct_has_its_form(body: Body) -> None:
     assert document.find("One").charFormat().fontPointSize() > document.find("Two").charFormat().fontPointSize()
     for line in ("•\titem", "•\tinner", "1.\tnumber", "☑\tdone", "☐\topen", 'print("hello")', "Formula x² and y₁."):
         assert line in text
+    assert "Claims1 ofnote2 two, and a class [^abc] of characters." in text
+    assert "1\tThe first source, continued.\nnote2\thttps://example.org/second" in text
     assert any(isinstance(frame, QTextTable) for frame in document.rootFrame().childFrames())
     assert [type(segment) for segment in body.segments] == [ProseView, CodeView, ProseView]
+    notes = body.segments[2].edit if isinstance(body.segments[2], CodeView) else body.segments[2]
+    raised = QTextCharFormat.VerticalAlignment.AlignSuperScript
+    assert format_of(notes.document(), "note2").verticalAlignment() == raised
+    assert format_of(notes.document(), "second").isAnchor()
 
 
 @pytest.mark.parametrize("size", [1, 3, 11])
