@@ -24,7 +24,7 @@ from app.controllers.server import ServerController
 from app.controllers.tools import ToolController
 from app.controllers.welcome import WelcomeController
 from app.conversations.chat_model import ChatModel
-from app.conversations.conversation import Conversation, Turn
+from app.conversations.conversation import CALLED, Conversation, Turn
 from app.conversations.elsewhere import Elsewhere
 from app.conversations.library import Library
 from app.conversations.session import Session
@@ -354,6 +354,7 @@ class Application(QObject):
         window.status.show_state(state)
         window.notices.show_state(state)
         window.composer.show_state(state)
+        self.live.show_phase(state.phase)
         self.sidebar.set_progress(state.answered if state.busy else "", state.waiting)
 
     @Slot(object)
@@ -366,7 +367,7 @@ class Application(QObject):
         self.chat.show(conversation)
         if turn:
             # The user came from the search: scroll to the hit.
-            self.window.transcript.show_turn(turn)
+            self.window.transcript.show_place(turn, self.sidebar.sought(turn))
             self.window.composer.take_focus()
 
     @Slot()
@@ -377,3 +378,6 @@ class Application(QObject):
     def _on_finished(self, turn: Turn) -> None:
         if self.session.answered is self.chat.conversation:
             self.window.announce(turn.content)
+        elif turn.end != CALLED:
+            self.window.announce("")
+            self.library.set_unread(self.session.answered.id, unread=True)

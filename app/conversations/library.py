@@ -6,8 +6,9 @@ Stands between the chat model, the store and the sidebar, and shows nothing itse
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 from PySide6.QtCore import QObject, Signal, Slot
 
@@ -16,7 +17,7 @@ from app.conversations.chat_model import ChatModel
 from app.conversations.conversation import WAITING, Conversation, Turn
 from app.conversations.imports.reader import read_json
 from app.conversations.saved_conversation import SavedConversation
-from app.conversations.store import Store
+from app.conversations.store import UNREAD, Store
 from app.conversations.store_file import Report
 from app.notices import notices
 from app.system import readings
@@ -87,6 +88,7 @@ class Library(QObject):
             return
         if turn:
             conversation.choose(turn)
+        self.set_unread(id, unread=False)
         self.opening.emit(conversation, turn)
 
     def _load(self, store: Store, id: str) -> Conversation:
@@ -120,6 +122,12 @@ class Library(QObject):
         """Pin a conversation to the top of the list, or unpin it."""
         if self._store:
             self._store.pin(id, pinned)
+            self.refresh()
+
+    def set_unread(self, id: str, unread: bool) -> None:
+        """Mark a conversation as one with a reply that has not been shown, or take the mark back."""
+        if self._store is not None and (entry := self._store.entry(id)).unread != unread:
+            self._store.set_options(id, {**_shared(entry.options), **({UNREAD: True} if unread else {})})
             self.refresh()
 
     @Slot(str)
@@ -205,7 +213,7 @@ class Library(QObject):
     def _saved(self, id: str) -> SavedConversation:
         assert self._store is not None
         entry = self._store.entry(id)
-        return SavedConversation(self._store.load(id), entry.pinned, entry.options, self._store.created(id))
+        return SavedConversation(self._store.load(id), entry.pinned, _shared(entry.options), self._store.created(id))
 
     def _import(self, store: Store, saved: SavedConversation) -> None:
         conversation, times = saved.conversation, saved.created
@@ -247,3 +255,8 @@ class Library(QObject):
             self._early.append(notice)
         if report.kind == "saved" and self._listed:
             self.refresh()  # the conversations of a file that could not be opened before
+
+
+def _shared(options: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a conversation's options without what says something about this window only."""
+    return {name: value for name, value in options.items() if name != UNREAD}

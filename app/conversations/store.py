@@ -24,6 +24,8 @@ from core.files import without_halves
 
 TITLE_CHARACTERS = 48
 STREAMING, CALL = "streaming", "call"
+UNREAD = "unread"
+"""Option of a conversation; see `Entry.unread`."""
 MARK_START, MARK_END = "\ue000", "\ue001"
 """Marks around the found words in a Hit's snippet: private-use characters, which no text uses with a meaning."""
 
@@ -38,6 +40,11 @@ class Entry:
     created: float
     updated: float
     options: Mapping[str, Any]
+
+    @property
+    def unread(self) -> bool:
+        """Whether a reply ended in it that has not been shown."""
+        return bool(self.options.get(UNREAD))
 
 
 @dataclass(frozen=True)
@@ -97,6 +104,10 @@ class Store:
             "options = coalesce(?, options)",
             *values,
         )
+
+    def set_options(self, conversation: str, options: Mapping[str, Any]) -> None:
+        """Replace a conversation's options."""
+        self._change("UPDATE conversations SET options = ? WHERE id = ?", json.dumps(dict(options)), conversation)
 
     def load(self, conversation: str) -> Conversation:
         """Load the whole tree with the branch shown last. Raises BadRequest if there is none."""
@@ -204,7 +215,9 @@ class Store:
         if not words or any(ord(character) >= 0x0E00 for character in text):
             pattern = "%" + re.sub(r"([\\%_])", r"\\\1", text) + "%"
             titles = self._file.read(_LIKE_TITLES, pattern, limit)
-            return titles + self._file.read(_LIKE_TURNS, text, pattern, limit * 4)
+            turns = self._file.read(_LIKE_TURNS, text, pattern, limit * 4)
+            mark = re.compile(re.escape(text), re.IGNORECASE)
+            return [(*row[:-1], mark.sub(_marked, row[-1])) for row in titles + turns]
         query = " ".join(f'"{word}"*' for word in words)
         return self._file.read(_WORDS_TITLES, query, limit) + self._file.read(_WORDS_TURNS, query, limit * 4)
 
@@ -285,6 +298,10 @@ _LIKE_TURNS = (
     f"JOIN conversations c ON c.id = m.conversation WHERE m.content LIKE ? ESCAPE '\\' AND {_ALIVE} "
     f"ORDER BY {_LATEST} LIMIT ?"
 )
+
+
+def _marked(found: re.Match[str]) -> str:
+    return f"{MARK_START}{found.group()}{MARK_END}"
 
 
 def _execute(db: sqlite3.Connection, sql: str, values: tuple[object, ...]) -> None:

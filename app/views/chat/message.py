@@ -69,6 +69,11 @@ class MessageView(QWidget):
         """Lay out everything at this width and return the height."""
         raise NotImplementedError
 
+    @property
+    def settled(self) -> bool:
+        """Whether all of the text is shown."""
+        return True
+
     def begin_edit(self, text: str = "") -> None:
         """Open the in-place editor, with the turn's text or with an interrupted draft."""
         if self.editor is None:
@@ -228,6 +233,10 @@ class ReplyMessage(MessageView):
         self._waiting = QLabel("●", self)
         self._waiting.setStyleSheet(f"color: {theme.colours.muted};")
         self._waiting.setAccessibleName(tr("Waiting for the first word"))
+
+    @property
+    def settled(self) -> bool:
+        return self._body.settled
 
     def show_turn(self, versions: tuple[int, int]) -> None:
         super().show_turn(versions)

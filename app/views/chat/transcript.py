@@ -16,6 +16,8 @@ from app.conversations.chat_model import ChatModel
 from app.conversations.conversation import Conversation, Turn
 from app.i18n.translator import tr
 from app.settings.theme import COLUMN_WIDTH, EDGE, GROUP, RELATED, TARGET, Theme
+from app.text.places import Sought
+from app.views.chat.found import offset_of
 from app.views.chat.message import MessageView, ReplyMessage, UserMessage
 from app.views.chat.tool_card import ToolCard
 from app.views.controls.controls import RoundButton
@@ -24,6 +26,8 @@ GAP = 12
 """Pixels between two turns, besides the row of actions."""
 SLACK = 24
 """Pixels from the end that count as at the end."""
+BEFORE = 3
+"""What was found is shown below the first 1/N of the view."""
 KEPT = 1.5
 """Widgets are kept up to this many viewport heights outside of the view."""
 
@@ -52,13 +56,14 @@ class Transcript(QAbstractScrollArea):
         self.enter_sends = True
         self._following = True
         self._anchor = (0, 0)
+        self._sought: tuple[str, Sought] | None = None
         self._arranging = False
         self._jump = RoundButton(theme, "arrow-down", tr("Go to the end"), self)
         self._jump.fill, self._jump.token = "raised", "text"
         self._jump.clicked.connect(self.go_to_end)
         self._later = QTimer(self)
         self._later.setSingleShot(True)
-        self._later.timeout.connect(self.arrange)
+        self._later.timeout.connect(self._on_later)
         self.setFrameShape(QFrame.Shape.NoFrame)
         self.setHorizontalScrollBarPolicy(Qt.ScrollBarPolicy.ScrollBarAlwaysOff)
         self.setAccessibleName(tr("Conversation"))
@@ -95,8 +100,28 @@ class Transcript(QAbstractScrollArea):
 
     def show_turn(self, id: str) -> None:
         """Scroll a turn to the top of the view."""
+        self._scroll_to(id, -GROUP)
+
+    def show_place(self, id: str, sought: Sought) -> None:
+        """Scroll to what was found in a turn, with some of what stands before it."""
+        self.show_turn(id)
+        self._sought = id, sought
+        self._seek()
+
+    def _seek(self) -> None:
+        """Scroll to what is sought once its turn is shown in full."""
+        if self._sought is None or not (view := self._views.get(self._sought[0])) or not view.settled:
+            return
+        (id, sought), self._sought = self._sought, None
+        offset, before = offset_of(sought, view), self.viewport().height() // BEFORE
+        if offset is not None and offset > before:
+            self._scroll_to(id, offset - before)
+
+    def _scroll_to(self, id: str, offset: int) -> None:
+        """Scroll so that the view begins this many pixels below the top of a turn."""
+        self._sought = None
         self._following = False
-        self._anchor = (self._ids.index(id), -GROUP)
+        self._anchor = (self._ids.index(id), offset)
         self.arrange()
 
     def arrange(self) -> None:
@@ -221,7 +246,7 @@ class Transcript(QAbstractScrollArea):
         self._ids = [turn.id for turn in turns]
         self._heights = [self._estimate(turn) for turn in turns]
         self._measured.clear()
-        self._following = True
+        self._following, self._sought = True, None
         self.arrange()
 
     def _on_inserted(self, parent: QModelIndex, first: int, last: int) -> None:
@@ -257,6 +282,10 @@ class Transcript(QAbstractScrollArea):
             self._measured.discard(view.turn.id)
         self._soon()
 
+    def _on_later(self) -> None:
+        self.arrange()
+        self._seek()
+
     def _soon(self) -> None:
         if not self._later.isActive():
             self._later.start(0)
@@ -264,6 +293,7 @@ class Transcript(QAbstractScrollArea):
     def _on_scrolled(self, value: int) -> None:
         if self._arranging:
             return
+        self._sought = None
         bar = self.verticalScrollBar()
         self._following = value >= bar.maximum() - SLACK
         self._remember(value)

@@ -37,10 +37,10 @@ DAY_S = 86_400
 MARGIN = RELATED
 SIGN, DOT, RING = 16, 8, 1.5
 """Size in pixels of the icon at the end of a row, of the dot in its place, and the width of a ring's line."""
-Progress = Literal["", "answered", "waiting"]
+Progress = Literal["", "answered", "waiting", "unread"]
 LEAD = 18
 """Longest text, in characters, before the first found word."""
-_EMPHASIS = re.compile(r"\*\*|`+")
+_EMPHASIS = re.compile(r"\*\*|`+|\[\^\w+\]:?")
 _MARKUP = re.compile(r"\|[|:\s-]*-{3,}[|:\s-]*|(?<!\S)\|(?!\S)|^\s*(?:#{1,6}|[-*+]|>)\s", re.MULTILINE)
 """Rules and borders of tables, and signs at the beginning of a line."""
 _SPACES = re.compile(r"\s+")
@@ -111,10 +111,12 @@ class EntryModel(QAbstractListModel):
         return line.entry.id == self._open
 
     def progress(self, line: Line) -> Progress:
-        """Return what happens in this conversation now."""
+        """Return what happens in this conversation, or has happened unseen."""
         if line.entry.id == self._answered:
             return "answered"
-        return "waiting" if line.entry.id in self._waiting else ""
+        if line.entry.id in self._waiting:
+            return "waiting"
+        return "unread" if line.entry.unread and not self.is_open(line) else ""
 
     def index_of_open(self) -> QModelIndex:
         """Return the row of the open conversation, or an invalid index."""
@@ -129,6 +131,10 @@ class EntryModel(QAbstractListModel):
         """Return the conversation nearest to a row, or an invalid index."""
         rows = (number for number, item in enumerate(self._rows) if isinstance(item, Line))
         return self.index(min(rows, key=lambda number: abs(number - row), default=-1))
+
+    def snippet(self, turn: str) -> str:
+        """Return the snippet of the search hit in a turn, "" if it is not in the list."""
+        return next((row.snippet for row in self._rows if isinstance(row, Line) and row.turn == turn), "")
 
     def first_line(self) -> int | None:
         """Return the first row that is not a heading."""
@@ -156,8 +162,12 @@ class EntryModel(QAbstractListModel):
             return f"{title}\n{locale().toString(updated, QLocale.FormatType.ShortFormat)}"
         if role == Qt.ItemDataRole.AccessibleTextRole:
             marks = [self.tr("pinned")] if line.entry.pinned else []
-            words = {"answered": self.tr("being answered"), "waiting": self.tr("waiting for a reply"), "": ""}
-            return ", ".join(filter(None, [title, *marks, words[self.progress(line)]]))
+            words = {
+                "answered": self.tr("being answered"),
+                "waiting": self.tr("waiting for a reply"),
+                "unread": self.tr("new reply"),
+            }
+            return ", ".join([title, *marks, *filter(None, [words.get(self.progress(line))])])
         return line if role == LineRole else None
 
     def setData(self, index: Index, value: object, role: int = Qt.ItemDataRole.EditRole) -> bool:
@@ -243,7 +253,7 @@ class EntryDelegate(QStyledItemDelegate):
             painter.drawRoundedRect(box.adjusted(1, 1, -1, -1), BUTTON_RADIUS, BUTTON_RADIUS)
         icon = "more" if hovered or focused else "pin" if line.entry.pinned else ""
         inner = box.adjusted(RELATED, 0, -(ICON + RELATED) if icon or progress else -RELATED, 0)
-        self._paint_words(painter, inner, str(index.data()), line, is_open)
+        self._paint_words(painter, inner, str(index.data()), line, is_open or progress == "unread")
         place = QRect(box.right() - SIGN - 5, box.center().y() - SIGN // 2 + 1, SIGN, SIGN)
         if icon == "more" or not progress:
             self._paint_icon(painter, place, icon)
@@ -256,7 +266,8 @@ class EntryDelegate(QStyledItemDelegate):
             painter.drawPixmap(place.topLeft(), self._theme.pixmap(icon, "muted", place.width(), ratio))
 
     def _paint_progress(self, painter: QPainter, centre: QPointF, progress: Progress) -> None:
-        """Paint three dots for a reply that is being written, and a ring for a question that waits."""
+        """Paint three dots for a reply that is being written, a ring for a question that waits, a dot for a new
+        reply."""
         colour = self._theme.colour("accent")
         if progress == "waiting":
             painter.setPen(QPen(colour, RING))
@@ -265,12 +276,15 @@ class EntryDelegate(QStyledItemDelegate):
             return
         painter.setPen(Qt.PenStyle.NoPen)
         painter.setBrush(colour)
+        if progress == "unread":
+            painter.drawEllipse(centre, DOT / 2, DOT / 2)
+            return
         for step in (-1, 0, 1):
             painter.drawEllipse(centre + QPointF(step * DOT * 0.7, 0), DOT / 4, DOT / 4)
 
-    def _paint_words(self, painter: QPainter, box: QRect, title: str, line: Line, is_open: bool) -> None:
+    def _paint_words(self, painter: QPainter, box: QRect, title: str, line: Line, is_bold: bool) -> None:
         font = self._theme.font()
-        if is_open:
+        if is_bold:
             font.setWeight(QFont.Weight.DemiBold)
         metrics = QFontMetrics(font)
         painter.setFont(font)

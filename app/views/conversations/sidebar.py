@@ -16,8 +16,9 @@ from PySide6.QtWidgets import (
     QWidget,
 )
 
-from app.conversations.store import Entry, Hit
+from app.conversations.store import MARK_END, MARK_START, Entry, Hit
 from app.settings.theme import INSIDE, RELATED, Theme
+from app.text.places import Sought
 from app.views.controls.controls import IconButton, Pane
 from app.views.controls.inputs import SearchBox
 from app.views.conversations.entry_list import EntryModel, Line
@@ -100,6 +101,10 @@ class Sidebar(Pane):
     def set_progress(self, answered: str, waiting: Sequence[str]) -> None:
         """Mark the conversation whose reply is being written, "" = none, and those with a question that waits."""
         self._model.set_progress(answered, waiting)
+
+    def sought(self, turn: str) -> Sought:
+        """Return what the search has found in a turn."""
+        return Sought.of(self._model.snippet(turn), MARK_START, MARK_END)
 
     @Slot()
     def focus_search(self) -> None:

@@ -162,7 +162,7 @@ class MainWindow(QMainWindow):
         self.activateWindow()
 
     def announce(self, words: str) -> None:
-        """Announce a finished reply to screen readers, and alert users who look at another window."""
+        """Announce a finished reply to screen readers, "" = one not shown; alert users who look at another window."""
         if not self.isActiveWindow():
             QApplication.alert(self)
         if words and QAccessible.isActive():

@@ -8,6 +8,7 @@ from __future__ import annotations
 from PySide6.QtCore import QObject, Qt, Signal, Slot
 from PySide6.QtWidgets import QFrame, QLabel, QScrollArea, QVBoxLayout, QWidget
 
+from app.engine.app_state import Phase
 from app.i18n import formatting
 from app.i18n.formatting import format_rate
 from app.i18n.translator import number, said, tr
@@ -77,6 +78,7 @@ class LiveView(Pane):
         super().__init__(theme, "side", ("left",), parent)
         self.setAccessibleName(self.tr("Live view"))
         self._outlook: Outlook | None = None
+        self._phase: Phase = "empty"
         self._sample: Sample | None = None
         self.memory = MemoryView(theme, self)
         self.decode = LabelledBar(theme, self.tr("Writing"), self)
@@ -109,10 +111,16 @@ class LiveView(Pane):
         self.speeds["predicted"].show_value(words)
         self._show_split()
         self._show_memory()
-        self.reason.setText(said(outlook.reason) if outlook else self.tr("No model is loaded."))
+        self._show_reason()
         now = Wish(outlook.context, outlook.format, vram_share, outlook.kv) if outlook else None
         has_gpu = outlook is not None and any(device.kind == "gpu" for device in outlook.devices)
         self.what_if.set_now(now, context_limit, has_gpu)
+
+    def show_phase(self, phase: Phase) -> None:
+        """Tell why there is no plan, if there is none."""
+        if phase != self._phase:
+            self._phase = phase
+            self._show_reason()
 
     def show_stats(self, stats: Stats | None) -> None:
         """Show the reply's figures; None if there are none."""
@@ -141,6 +149,15 @@ class LiveView(Pane):
         """Explain what limits the speed and what would help; None hides the text."""
         self.why.setVisible(why is not None)
         self.why.setText(f"{said(why.sentence)} {said(why.help)}" if why else "")
+
+    def _show_reason(self) -> None:
+        planless = {
+            "empty": self.tr("No model is loaded."),
+            "loading": self.tr("The model is being loaded."),
+            "resting": self.tr("The model was unloaded, and comes back with the next question."),
+        }
+        elsewhere = self.tr("The model runs on another computer.")
+        self.reason.setText(said(self._outlook.reason) if self._outlook else planless.get(self._phase, elsewhere))
 
     def _show_memory(self) -> None:
         sample = self._sample

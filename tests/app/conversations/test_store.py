@@ -171,6 +171,12 @@ def test_search_takes_whatever_is_typed(store: Store, query: str, found: bool) -
     assert all(hit.entry.title == "Fox" for hit in hits)
 
 
+def test_snippets_mark_what_was_found_inside_words_without_spaces(store: Store) -> None:
+    talk(store, "one", "我喜欢夏天来了, 夏天 (summer)")
+    (hit,) = store.search("夏天")
+    assert hit.snippet.count(f"{MARK_START}夏天{MARK_END}") == 2
+
+
 def test_snippets_mark_the_words_and_titles_come_first(store: Store) -> None:
     body = talk(store, "a " * 200 + "zebra " + "b " * 200)
     titled = talk(store, "hello", title="Zebra crossing")

@@ -5,16 +5,17 @@ from collections.abc import Iterator
 import pytest
 from PySide6.QtCore import Qt
 from PySide6.QtTest import QTest
-from PySide6.QtWidgets import QApplication
+from PySide6.QtWidgets import QApplication, QTextBrowser
 from pytestqt.qtbot import QtBot
 
 from app.conversations.chat_model import ChatModel
 from app.conversations.conversation import Conversation, Turn
 from app.settings.theme import COLUMN_WIDTH, Theme
+from app.text.places import Sought
 from app.views.chat.message import MessageView
 from app.views.chat.transcript import Transcript
 from app.views.controls.controls import RoundButton
-from core.events import Piece
+from core.events import Piece, Role
 from tests.app.find import find
 
 REPLY = "A **reply** of some length, with `code`.\n\n```python\nprint('x')\n```\n\n- one\n- two\n"
@@ -257,3 +258,35 @@ def test_a_long_reply_into_two_thousand_turns_keeps_few_widgets_and_its_end_in_v
     settle()
     assert transcript.following
     assert chat.turn(2000).content.count("\n") == 302
+
+
+@pytest.mark.parametrize("role", ["user", "assistant"])
+def test_a_search_hit_is_scrolled_into_view(transcript: Transcript, chat: ChatModel, role: Role, qtbot: QtBot) -> None:
+    lines = [f"Line {at} tells of the *sea* and its `harbours`, which are many." for at in range(300)]
+    lines[270] = "Here the **lighthouse** of the sea stands[^1], number 270."
+    talk = Conversation()
+    first = talk.add(Turn("user", "What?", end=""))
+    turn = talk.add(Turn(role, "\n\n".join(lines), end="stop", parent=first.id))
+    chat.show(talk)
+    transcript.show_place(turn.id, Sought.of("many. Here the <lighthouse> of the sea stands[^1]", "<", ">"))
+    view = transcript.view_of(turn.id)
+    assert view is not None
+    qtbot.waitUntil(lambda: view.settled)
+    settle()
+    edit = next(edit for edit in view.findChildren(QTextBrowser) if "lighthouse" in edit.toPlainText())
+    cursor = edit.document().find("lighthouse")
+    top = edit.viewport().mapTo(transcript.viewport(), edit.cursorRect(cursor).topLeft()).y()
+    assert 0 < top < transcript.viewport().height() / 2
+    assert not transcript.following
+
+
+def test_a_hit_near_the_top_of_a_message_shows_its_beginning(transcript: Transcript, chat: ChatModel) -> None:
+    talk = Conversation()
+    question = talk.add(Turn("user", "The lighthouse?\n" + "More. \n" * 80))
+    talk.add(Turn("assistant", "Yes. " * 900, end="stop", parent=question.id))
+    chat.show(talk)
+    transcript.show_place(question.id, Sought.of("The <lighthouse>?", "<", ">"))
+    settle()
+    view = transcript.view_of(question.id)
+    assert view is not None
+    assert 0 < view.y() < 40

@@ -134,6 +134,16 @@ def test_a_question_during_the_load_is_answered_after_it(qtbot: QtBot, start: St
     assert app.chat.turn(1).content == "Here."
 
 
+def test_the_live_view_tells_that_a_model_is_loaded_and_none_after_a_failure(qtbot: QtBot, start: Start) -> None:
+    engine = ScriptedEngine(load=[Loading("weights", 0.5), Failed(ModelUnreadable("It is gone."))])
+    engine.gate.clear()
+    app = start(engine, phase="loading")
+    assert app.live.reason.text() == "The model is being loaded."
+    engine.gate.set()
+    qtbot.waitUntil(lambda: app.session.state.phase == "empty")
+    assert app.live.reason.text() == "No model is loaded."
+
+
 def test_the_name_of_a_model_that_is_loaded_is_cut_with_an_ellipsis(qtbot: QtBot, start: Start) -> None:
     engine = ScriptedEngine()
     engine.gate.clear()

@@ -8,6 +8,7 @@ from PySide6.QtGui import QFontMetrics, QImage, QPainter
 from PySide6.QtWidgets import QComboBox, QLabel, QPushButton, QSlider, QWidget
 from pytestqt.qtbot import QtBot
 
+from app.engine.app_state import Phase
 from app.monitor.bottleneck import Explanation
 from app.monitor.live_records import DeviceMap, Outlook, Split, Wish
 from app.monitor.telemetry import Sample
@@ -55,6 +56,20 @@ def test_without_a_model_or_a_card_everything_unknown_reads_na(view: LiveView) -
     assert view.decode.words == "n/a"
     assert not view.what_if.isEnabled()
     pixels(view)
+
+
+def test_without_a_plan_it_tells_why(view: LiveView) -> None:
+    assert view.reason.text() == "No model is loaded."
+    reasons: dict[Phase, str] = {
+        "loading": "The model is being loaded.",
+        "replying": "The model runs on another computer.",
+        "resting": "The model was unloaded, and comes back with the next question.",
+    }
+    for phase, words in reasons.items():
+        view.show_phase(phase)
+        assert view.reason.text() == words
+    view.show_outlook(LOOK)
+    assert view.reason.text() == LOOK.reason
 
 
 def test_the_plan_is_told_in_words(view: LiveView) -> None:
