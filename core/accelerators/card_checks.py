@@ -11,7 +11,7 @@ from core.accelerators.card import Card
 from core.accelerators.trial import Trial
 from core.errors import HeteGenError
 from core.kernels.cuda_dequant import device_kernels
-from core.kernels.device_products import multiplies_int8
+from core.kernels.torch_products import torch_int4, torch_int8
 from core.units import MIB
 
 SIDE, COPY = 512, 16 * MIB
@@ -29,8 +29,8 @@ def try_card(device: torch.device) -> Trial:
         return Trial("Copies to it and back came back changed when it was tried.", name_of(device), device.type)
     own = card.can.own_kernels and device_kernels(device) is not None
     found = Trial(
-        "", name_of(device), device.type, has_unified_memory(device), own, multiplies_int8(device), COPY / up_s,
-        COPY / down_s,
+        "", name_of(device), device.type, has_unified_memory(device), own, torch_int8(device) is not None,
+        torch_int4("int4", device) is not None, COPY / up_s, COPY / down_s,
     )  # fmt: skip
     card.close()
     return found

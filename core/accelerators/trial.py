@@ -25,7 +25,10 @@ LIMIT_S = 120
 
 @dataclass(frozen=True)
 class Trial:
-    """The result of a trial. `why`: a sentence, "" for a usable card. Rates are in bytes per second."""
+    """The result of a trial. `why`: a sentence, "" for a usable card. Rates are in bytes per second.
+
+    `int8_product` and `int4_product`: torch multiplies such weights there without dequantising them.
+    """
 
     why: str
     name: str = ""
@@ -33,6 +36,7 @@ class Trial:
     unified: bool = False
     own_kernels: bool = False
     int8_product: bool = False
+    int4_product: bool = False
     up_bytes_s: float = 0.0
     down_bytes_s: float = 0.0
     graphs: bool = False

@@ -9,6 +9,8 @@ UNTRIED = (
     "server made for tests only.",
     "How each maker's cards are found, and how their memory is locked, counted and limited, is written from "
     "documentation, and nothing of it has run with a card.",
+    "torch's own products with weights of 8 and 4 bits on Intel's and Apple's cards are tried before they are used, "
+    "but were seen on a device made for tests only.",
     "Replaying work on a card (CUDA graphs) and dividing attention by heads were seen on a device made for tests only.",
     "What the paper's paired exchange brings was measured on a simulated card only.",
     "Speeds with a graphics card are predictions, and those of a simulated card.",

@@ -6,6 +6,6 @@
 `prepared_input`    HostInput: an input converted once for all weights that read it
 `matmul`            the candidate kernels, ours and torch's, and ChosenMatmul, which picks one by the number of rows
 `autotune`          times the candidates on this machine and keeps a table of the winners
-`device_products`   the same products on a GPU
+`device_products`   the same products on a GPU: by kernels of ours (`cuda_dequant`) or by torch's (`torch_products`)
 Importing this package imports nothing.
 """

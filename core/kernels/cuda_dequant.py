@@ -40,7 +40,9 @@ Launch = Callable[[str, tuple[int, int], Sequence[Tensor | int]], None]
 
 
 class DeviceKernels:
-    """The compiled kernels of one GPU."""
+    """The compiled kernels of one GPU, for any number of rows."""
+
+    step = 1
 
     def __init__(self, launch: Launch) -> None:
         self.launch = launch
@@ -75,13 +77,13 @@ class DeviceKernels:
         self._run("product", weights[0], blocks, [entries, entries, _padded(x, width), y, rows, width, LISTED])
         return y
 
-    def widen(self, weight: QuantizedWeight) -> Tensor:
-        """Return the dequantised weight as bf16 (N, K)."""
+    def widen(self, weight: QuantizedWeight, dtype: torch.dtype = torch.bfloat16) -> Tensor:
+        """Return the dequantised weight (N, K), rounded to bf16, in this type."""
         rows = weight.shape[0]
         wide = torch.empty(rows, _width(weight), dtype=torch.bfloat16, device=weight.data.device)
         blocks = -(-weight.data.nbytes // (CHUNK_BYTES * THREADS))
         self._run("widen", weight, (blocks, 1), [*weight.tensors, wide, rows, _width(weight)])
-        return wide[:, : weight.shape[1]]
+        return wide[:, : weight.shape[1]].to(dtype)
 
     def _run(
         self, name: str, weight: QuantizedWeight, blocks: tuple[int, int], arguments: Sequence[Tensor | int]

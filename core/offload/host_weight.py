@@ -144,17 +144,21 @@ class DeviceRows:
         return (y if bias is None else y + bias).to(x.dtype)
 
     def _product(self, x: Tensor) -> Tensor:
-        if self._products is not None and self._products.takes(x):
-            return self._products.product(self.weight, x)
+        products = self._products if self._products is not None and self._products.takes(x) else None
+        direct = 0 if products is None else self.rows // products.step * products.step
+        if products is not None and direct == self.rows:
+            return products.product(self.weight, x)
         y = x.new_empty(x.shape[0], self.rows)
-        for begin in range(0, self.rows, chunk := self._chunk_rows()):
+        if products is not None and direct:
+            y[:, :direct] = products.product(self.weight.rows(0, direct), x)
+        for begin in range(direct, self.rows, chunk := self._chunk_rows()):
             end = min(begin + chunk, self.rows)
             y[:, begin:end] = F.linear(x, self._widen(begin, end, x.dtype))
         return y
 
     def _widen(self, begin: int, end: int, dtype: torch.dtype) -> Tensor:
         rows = self.weight.rows(begin, end)
-        return rows.dequantize(dtype) if self._products is None else self._products.widen(rows).to(dtype)
+        return rows.dequantize(dtype) if self._products is None else self._products.widen(rows, dtype)
 
     def _chunk_rows(self) -> int:
         """Return how many rows to widen at a time: some intermediate steps take 4 bytes per weight."""

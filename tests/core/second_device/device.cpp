@@ -816,6 +816,8 @@ void at_once(const c10::OperatorHandle& op, const Stack& arguments, const Uses& 
 }
 
 void fallback(const c10::OperatorHandle& op, Stack* stack) {
+  TORCH_CHECK_NOT_IMPLEMENTED(op.hasComputedKernelForDispatchKey(c10::DispatchKey::CPU),
+                              "the second device has no ", op.schema().name());
   size_t count = op.schema().arguments().size();
   Stack arguments(stack->end() - count, stack->end()), results;
   Stack below(stack->begin(), stack->end() - count);

@@ -1,0 +1,311 @@
+"""torch's own products with quantised weights, as on Intel's and Apple's cards: operators that are registered for the
+second device. Those for 4 bits read the nibbles of a weight in an order that is theirs alone."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterator
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from transformers import AutoModelForCausalLM
+
+from core.accelerators.card_checks import try_card
+from core.generation.generate import DrawnToken, generate
+from core.kernels import torch_products
+from core.kernels.device_products import device_products
+from core.kernels.matmul import host_matmul
+from core.kernels.quantize import quantize
+from core.kernels.quantized_weight import QuantizedWeight
+from core.kernels.torch_products import TAKEN, torch_int4, torch_int8
+from core.model.device_copies import Uploads
+from core.model.filling import fill
+from core.model.host_weights import HostWeights
+from core.model.language_model import LanguageModel
+from core.model.model_source import open_source
+from core.model.placement import DevicePlacement
+from core.model.spec_cache import specification
+from core.offload.host_weight import DeviceRows, HostWeight
+from core.spec import LAYOUTS, Format, Storage
+from tests.core.families import make_model
+from tests.core.greedy import random_prompt, transformers_tokens
+from tests.core.kernels.test_storages import made
+from tests.core.offload.test_hetero_linear import rearrange
+from tests.core.second_device import SecondCard
+from tests.core.second_device.test_engine import thirds
+from tests.core.weights.stored.packers import FORMATS
+from tests.core.weights.stored.tiny_stored import in_fp32, reference, write_stored
+
+EIGHT = "_weight_int8pack_mm"
+APPLE, INTEL = "_weight_int4pack_mm", "_weight_int4pack_mm_with_scales_and_zeros"
+TYPES = (torch.float32, torch.bfloat16, torch.float16)
+PLACES = torch.cat([torch.randperm(32, generator=torch.Generator().manual_seed(n)) + 32 * n for n in range(4)])
+"""The column that each nibble of a run of 128 holds, in these operators' opinion."""
+COUNT, PROMPT = 24, random_prompt(40)
+
+Product = Callable[..., Tensor]
+
+
+def values(packed: Tensor) -> Tensor:
+    """Return q (N, K) of words (..., of which the first size is N or N / 8)."""
+    both = packed.reshape(-1).view(torch.uint8)
+    read = torch.stack((both & 15, both >> 4), dim=-1).flatten().unflatten(0, (-1, len(PLACES)))
+    return read[:, PLACES.argsort().to(packed.device)]
+
+
+def multiplied(x: Tensor, q: Tensor, group: int, scales: Tensor, zeros: Tensor) -> Tensor:
+    """Return x (M, K) times the transposed (q - 8) * scale + zero, whose scales and zeros are (groups, N), in x's
+    type."""
+    wide = (q.float().view(scales.shape[1], -1, group) - 8) * scales.T[:, :, None].float() + zeros.T[:, :, None].float()
+    return (x.float() @ wide.flatten(1).T).to(x.dtype)
+
+
+def with_float_zeros(x: Tensor, packed: Tensor, group: int, both: Tensor) -> Tensor:
+    """Compute what torch's sources say of Apple's operator."""
+    assert all(one.is_contiguous() for one in (x, packed, both))
+    assert (packed.dim(), packed.dtype, both.dtype) == (4, torch.int32, x.dtype)
+    assert both.shape == (x.shape[1] // group, 8 * packed.shape[0], 2)
+    return multiplied(x, values(packed), group, both[..., 0], both[..., 1])
+
+
+def with_whole_zeros(x: Tensor, packed: Tensor, group: int, scales: Tensor, zeros: Tensor) -> Tensor:
+    """Compute what torch's sources say of Intel's operator, which takes 16 bits only."""
+    if x.dtype == torch.float32:
+        raise RuntimeError("expected 16 bits")
+    assert all(one.is_contiguous() for one in (x, packed, scales, zeros))
+    assert (packed.dim(), packed.dtype, scales.dtype, zeros.dtype) == (2, torch.int32, x.dtype, torch.int8)
+    assert scales.shape == zeros.shape == (x.shape[1] // group, packed.shape[0])
+    less = (zeros.float() - 8) * scales.float()
+    return multiplied(x, values(packed), group, scales, -less)
+
+
+@pytest.fixture
+def register(card: SecondCard) -> Iterator[Callable[[str, Product], Counter[Any]]]:
+    """Provide a function that makes the device have an operator, and returns a count of its calls by rows of x."""
+    forget()
+    held = [torch.library.Library("aten", "IMPL")]
+
+    def put(name: str, product: Product) -> Counter[Any]:
+        calls = Counter[Any]()
+
+        def counted(x: Tensor, *rest: Any) -> Tensor:
+            calls[len(x)] += 1
+            return product(x, *rest)
+
+        held[0].impl(name, counted, "PrivateUse1")
+        return calls
+
+    yield put
+    held.clear()  # its operators go with it
+    forget()
+
+
+def forget() -> None:
+    torch_int4.cache_clear()
+    torch_int8.cache_clear()
+
+
+@pytest.fixture
+def always_faster(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Operators of these tests are slow."""
+    monkeypatch.setattr(torch_products, "faster_up_to", lambda *_: torch_products.MOST_FEW)
+
+
+def on(card: SecondCard, weight: QuantizedWeight) -> DeviceRows:
+    return Uploads(card).rows(HostWeight(host_matmul(weight)), 0, weight.shape[0])
+
+
+def same(card: SecondCard, rows: DeviceRows, x: Tensor, exact: Tensor) -> bool:
+    """Return whether a product is that of the exact weight (N, K), but for rounding."""
+    found, expected = card.to_host(rows.linear(card.to_device(x))).result().float(), x.float() @ exact.T
+    allowed = 1e-5 if x.dtype == torch.float32 else 0.01
+    return bool((found - expected).abs().max() <= allowed * expected.abs().max())
+
+
+@pytest.mark.usefixtures("always_faster")
+@pytest.mark.parametrize("storage", sorted(TAKEN))
+@pytest.mark.parametrize(("name", "product"), [(APPLE, with_float_zeros), (INTEL, with_whole_zeros)])
+def test_weights_are_multiplied_as_they_lie(
+    card: SecondCard, register: Callable[..., Counter[Any]], name: str, product: Product, storage: Storage
+) -> None:
+    """One and more inputs, padded columns, and rows that the operator does not take."""
+    calls = register(name, product)
+    torch.manual_seed(0)
+    for rows, columns in ((48, 128), (75, 320), (37, 300)):
+        weight, exact = made(storage, rows, -(-columns // LAYOUTS[storage].group) * LAYOUTS[storage].group)
+        there = on(card, weight)
+        calls.clear()
+        for m, dtype in ((1, torch.bfloat16), (5, torch.float16), (16, torch.float32)):
+            assert same(card, there, torch.randn(m, weight.shape[1]).to(dtype), exact)
+        assert calls.keys() >= {1, 5}
+        assert (16 in calls) == (name == APPLE)
+    assert calls.total() == (3 if name == APPLE else 2), "further rows are dequantised"
+
+
+def test_code_books_and_groups_of_16_are_dequantised(card: SecondCard, register: Callable[..., Counter[Any]]) -> None:
+    calls = register(APPLE, with_float_zeros)
+    others = [name for name, layout in LAYOUTS.items() if layout.bits == 4 and (layout.codes or layout.group < 32)]
+    assert set(others) == {name for name, layout in LAYOUTS.items() if layout.bits == 4} - TAKEN
+    assert all(device_products(storage, card.device) is None for storage in others)
+    assert not calls
+
+
+def raising(*_: Any) -> Tensor:
+    raise RuntimeError("not for this device")
+
+
+def by_columns(x: Tensor, packed: Tensor, group: int, both: Tensor) -> Tensor:
+    """Read tiles of several rows, as NVIDIA's operator does."""
+    tiled = packed.flatten(2).transpose(1, 2).contiguous().view(packed.shape)
+    return with_float_zeros(x, tiled, group, both)
+
+
+def unsigned(x: Tensor, packed: Tensor, group: int, both: Tensor) -> Tensor:
+    return with_float_zeros(x, packed, group, torch.stack((both[..., 0], both[..., 0] * 8), dim=-1))
+
+
+def one_row_only(x: Tensor, packed: Tensor, group: int, both: Tensor) -> Tensor:
+    return with_float_zeros(x[:1].expand(len(x), -1).contiguous(), packed, group, both)
+
+
+@pytest.mark.usefixtures("always_faster")
+@pytest.mark.parametrize("product", [raising, by_columns, unsigned, one_row_only])
+def test_an_operator_that_fails_or_is_wrong_is_not_used(
+    card: SecondCard, register: Callable[..., Counter[Any]], product: Product
+) -> None:
+    calls = register(APPLE, product)
+    weight, exact = made("int4", 48, 256)
+    rows = on(card, weight)
+    assert device_products("int4", card.device) is None
+    calls.clear()
+    assert same(card, rows, torch.randn(2, 256).bfloat16(), exact)
+    assert not calls
+
+
+@pytest.mark.usefixtures("always_faster")
+def test_a_type_in_which_it_rounds_is_not_used(card: SecondCard, register: Callable[..., Counter[Any]]) -> None:
+    def rounding(x: Tensor, packed: Tensor, group: int, both: Tensor) -> Tensor:
+        return with_float_zeros(x.bfloat16(), packed, group, both.bfloat16()).to(x.dtype)
+
+    register(APPLE, rounding)
+    products = device_products("int4", card.device)
+    assert products is not None
+    assert [products.takes(torch.ones(1, 128, dtype=dtype)) for dtype in TYPES] == [False, True, True]
+
+
+@pytest.mark.parametrize(("slow_from", "most"), [(1, 0), (4, 1), (16, 4), (99, 16)])
+def test_the_faster_way_is_taken(
+    card: SecondCard, register: Callable[..., Counter[Any]], slow_from: int, most: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An operator takes longer than dequantising from so many inputs on."""
+    calls, measured = register(APPLE, with_float_zeros), torch_products.seconds_of
+
+    def seconds(work: Callable[[Tensor], Tensor], x: Tensor) -> float:
+        before = calls.total()
+        assert measured(work, x) > 0
+        return 1.0 if calls.total() == before else 2.0 if len(x) >= slow_from else 0.5
+
+    monkeypatch.setattr(torch_products, "SIDE", 256)
+    monkeypatch.setattr(torch_products, "seconds_of", seconds)
+    products = device_products("int4", card.device)
+    taken = [] if products is None else [m for m in range(1, 18) if products.takes(torch.ones(m, 1))]
+    assert taken == [*range(1, most + 1)]
+
+
+@pytest.mark.usefixtures("always_faster")
+def test_a_weight_takes_no_memory_twice(
+    card: SecondCard, register: Callable[..., Counter[Any]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Neither from the first product on, nor, beyond a bound, while one is computed."""
+    register(APPLE, lambda x, packed, group, both: x.new_zeros(len(x), both.shape[1]))
+    monkeypatch.setattr(torch_products, "agrees", lambda *_: True)
+    monkeypatch.setattr(torch_products, "SCALES_BYTES", 1 << 16)
+    weight, _ = made("int4", 4096, 1024)
+    before = card.memory().used
+    rows, x = on(card, weight), card.to_device(torch.randn(1, 1024).bfloat16())
+    there = card.memory().used
+    assert there - before < 1.05 * weight.nbytes
+    card.reset_peak()
+    rows.linear(x)
+    card.synchronize()
+    assert card.memory().used == there
+    assert card.memory().peak - there < 3 * (1 << 16)
+
+
+def test_rows_of_8_bits_that_the_operator_does_not_take_are_dequantised(
+    card: SecondCard, register: Callable[..., Counter[Any]]
+) -> None:
+    """Apple's takes multiples of 32."""
+
+    def product(x: Tensor, data: Tensor, scales: Tensor) -> Tensor:
+        if data.shape[0] % 32 or data.shape[1] % 32:
+            raise RuntimeError("expected multiples of 32")
+        return (x.float() @ data.float().T * scales.float()).to(x.dtype)
+
+    calls = register(EIGHT, product)
+    weight = quantize(torch.randn(75, 200).bfloat16(), "int8")
+    rows = on(card, weight)
+    calls.clear()
+    assert same(card, rows, torch.randn(3, 200).bfloat16(), weight.dequantize(torch.float32))
+    assert calls == {3: 1}
+
+
+@pytest.mark.usefixtures("always_faster")
+def test_a_trial_of_the_card_says_so(card: SecondCard, register: Callable[..., Counter[Any]]) -> None:
+    assert not try_card(card.device).int4_product
+    forget()
+    register(APPLE, with_float_zeros)
+    assert try_card(card.device).int4_product
+
+
+def reply(folder: Path, format: Format, card: SecondCard) -> tuple[list[int], dict[str, Tensor]]:
+    """Return greedy tokens of a model in thirds on the device, by the processor in fp32, and its linears' weights."""
+    source = open_source(folder)
+    spec = specification(source.module, source.name, folder / "cache", source.stored, source.stored_as)
+    list(fill(source.module, source.weights))
+    weights = HostWeights(source, spec, format, in_fp32(), folder / "cache")
+    list(weights.make())
+    placement = DevicePlacement(
+        source.module, weights, plan := thirds(spec, 0, kv_on_device=True), card, spec.kv_layers
+    )
+    list(placement.apply(plan))
+    model, cache = LanguageModel(source.module, placement), placement.make_cache(source.module.config, plan)
+    steps = generate(model, cache, PROMPT, lambda logits, _: int(logits.argmax()), bool, 16)
+    drawn = (step.id for step in steps if isinstance(step, DrawnToken))
+    tokens = list(islice(drawn, COUNT // 2))
+    rearrange(model, cache, thirds(spec, 1, kv_on_device=False))
+    tokens += islice(drawn, COUNT // 2)
+    placement.close()
+    card.close()
+    return tokens, {one.name: weights[one.name][0].weight.dequantize(torch.float32) for one in spec.linears}
+
+
+@pytest.mark.usefixtures("always_faster")
+def test_same_tokens_as_transformers(card: SecondCard, register: Callable[..., Counter[Any]], tmp_path: Path) -> None:
+    """The weights in int4 have no file that transformers reads: they are put into its model."""
+    calls = register(APPLE, with_float_zeros)
+    folder = make_model("llama", tmp_path, tie_word_embeddings=False)
+    found, weights = reply(folder, "int4", card)
+    theirs = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+    for name, weight in weights.items():
+        theirs.get_submodule(name).weight.data = weight
+    assert found == transformers_tokens(theirs, PROMPT, COUNT)
+    assert len(set(found)) > 3
+    assert calls[1] > COUNT
+
+
+@pytest.mark.usefixtures("always_faster")
+@pytest.mark.parametrize("name", ["gptq", "awq", "gptq in order, zero points", "compressed 4 bits"])
+def test_same_tokens_as_transformers_with_weights_as_stored(
+    card: SecondCard, register: Callable[..., Counter[Any]], tmp_path: Path, name: str
+) -> None:
+    calls = register(APPLE, with_float_zeros)
+    exact = write_stored(tmp_path / "stored", FORMATS[name])
+    found, _ = reply(tmp_path / "stored", "bf16", card)
+    assert found == reference(tmp_path / "stored", exact, PROMPT, COUNT)
+    assert len(set(found)) > 3
+    assert calls[1] > COUNT
