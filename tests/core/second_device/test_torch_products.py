@@ -168,12 +168,13 @@ def unsigned(x: Tensor, packed: Tensor, group: int, both: Tensor) -> Tensor:
     return with_float_zeros(x, packed, group, torch.stack((both[..., 0], both[..., 0] * 8), dim=-1))
 
 
-def one_row_only(x: Tensor, packed: Tensor, group: int, both: Tensor) -> Tensor:
-    return with_float_zeros(x[:1].expand(len(x), -1).contiguous(), packed, group, both)
+def one_of_few_rows(x: Tensor, packed: Tensor, group: int, both: Tensor) -> Tensor:
+    read = x[:1].expand(len(x), -1).contiguous() if len(x) <= 16 else x
+    return with_float_zeros(read, packed, group, both)
 
 
 @pytest.mark.usefixtures("always_faster")
-@pytest.mark.parametrize("product", [raising, by_columns, unsigned, one_row_only])
+@pytest.mark.parametrize("product", [raising, by_columns, unsigned, one_of_few_rows])
 def test_an_operator_that_fails_or_is_wrong_is_not_used(
     card: SecondCard, register: Callable[..., Counter[Any]], product: Product
 ) -> None:
