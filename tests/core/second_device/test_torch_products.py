@@ -132,14 +132,14 @@ def same(card: SecondCard, rows: DeviceRows, x: Tensor, exact: Tensor) -> bool:
 def test_weights_are_multiplied_as_they_lie(
     card: SecondCard, register: Callable[..., Counter[Any]], name: str, product: Product, storage: Storage
 ) -> None:
-    """One and more inputs, padded columns, and rows that the operator does not take."""
+    """One and more inputs, padded columns, and inputs and rows that the operator does not take."""
     calls = register(name, product)
     torch.manual_seed(0)
     for rows, columns in ((48, 128), (75, 320), (37, 300)):
         weight, exact = made(storage, rows, -(-columns // LAYOUTS[storage].group) * LAYOUTS[storage].group)
         there = on(card, weight)
         calls.clear()
-        for m, dtype in ((1, torch.bfloat16), (5, torch.float16), (16, torch.float32)):
+        for m, dtype in ((1, torch.bfloat16), (5, torch.float16), (16, torch.float32), (21, torch.float32)):
             assert same(card, there, torch.randn(m, weight.shape[1]).to(dtype), exact)
         assert calls.keys() >= {1, 5}
         assert (16 in calls) == (name == APPLE)
