@@ -226,15 +226,6 @@ def cannot_be_planned(module: Any) -> UnsupportedModel:
     )
 
 
-def has_one_expert(module: Any) -> UnsupportedModel:
-    """Return the error for a mixture of a single expert, which nobody publishes."""
-    return UnsupportedModel(
-        sentence("A model of the kind {} cannot be run here.", f"{module.config.model_type!r}"),
-        "Its mixtures of experts have a single expert.",
-        "Choose another model.",
-    )
-
-
 def reason(error: BaseException) -> str:
     """Return the first line of an error's text without its full stop; its type if there is no text."""
     return (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".: ")

@@ -11,6 +11,7 @@ import torch
 
 from core.layers.moe import fused_names
 from core.model.blueprint import build, config_from
+from core.model.linear_weights import matrix_names
 from core.model.tables import input_table, other_tables
 from core.model.trace import is_fused, is_linear
 from core.spec import Storage
@@ -47,9 +48,9 @@ class GgufModel:
         for linear in (name for name, storage in self.stored.items() if storage is not None):
             parameter = self.linears[linear]
             experts = self.weights.experts(parameter)
-            pieces |= {f"{linear}.{expert}": [(parameter, expert)] for expert in range(experts)}
-            if not experts:
-                pieces[linear] = [(parameter, None)]
+            each = [None] if experts is None else range(experts)
+            own = [[(parameter, expert)] for expert in each]
+            pieces.update(zip(matrix_names(linear, experts), own, strict=True))
         return PackedLinears(self.weights.packed, pieces)
 
 

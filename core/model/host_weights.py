@@ -67,7 +67,11 @@ class HostWeights(Mapping[str, Sequence[HostWeight]]):
                 yield from self._convert_to_disk(key)
             kept = self._cache.open(key)
         for done, linear in enumerate(self._spec.linears, 1):
-            found = self._gathered(linear) if kept is None else (kept[name] for name in matrix_names(linear))
+            found = (
+                self._gathered(linear)
+                if kept is None
+                else (kept[name] for name in matrix_names(linear.name, linear.experts))
+            )
             copy = self._copy(kept) if self._head_copy and linear.name == self._spec.head else None
             self._made[linear.name] = [
                 HostWeight(self._ready(weight), self._source.module.dtype, copy) for weight in found
@@ -87,7 +91,9 @@ class HostWeights(Mapping[str, Sequence[HostWeight]]):
             with self._cache.write(key, self._source.name) as writer:
                 for done, linear in enumerate(self._spec.linears, 1):
                     for name, weight in zip(
-                        matrix_names(linear), self._converted(linear, self._storage(linear)), strict=True
+                        matrix_names(linear.name, linear.experts),
+                        self._converted(linear, self._storage(linear)),
+                        strict=True,
                     ):
                         writer.add(name, weight)
                     if linear.name == self._spec.head and self._spec.head_copy(self._format):
@@ -112,7 +118,7 @@ class HostWeights(Mapping[str, Sequence[HostWeight]]):
     def _gathered(self, linear: LinearSpec) -> Iterator[QuantizedWeight]:
         """Convert as `_converted`, but experts into one allocation: separate ones would fragment the heap."""
         storage = self._storage(linear)
-        if linear.experts == 1 or self._spec.mapped(self._format):
+        if linear.experts is None or self._spec.mapped(self._format):
             yield from self._converted(linear, storage)
         elif linear.stored is None and storage in LAYOUTS:
             places = empty_stack(storage, linear.experts, linear.rows, linear.columns)
@@ -126,7 +132,7 @@ class HostWeights(Mapping[str, Sequence[HostWeight]]):
         pieces: list[Tensor] = []
         for index, weight in enumerate(self._converted(linear, storage)):
             pieces = pieces or [
-                empty_on_large_pages((linear.experts, *part.shape), part.dtype) for part in weight.tensors
+                empty_on_large_pages((linear.matrices, *part.shape), part.dtype) for part in weight.tensors
             ]
             for piece, part in zip(pieces, weight.tensors, strict=True):
                 piece[index] = part
@@ -138,7 +144,7 @@ class HostWeights(Mapping[str, Sequence[HostWeight]]):
 
     def _converted(self, linear: LinearSpec, storage: Storage) -> Iterator[QuantizedWeight]:
         if linear.stored is not None:
-            weights = (self._source.packed[name] for name in matrix_names(linear))
+            weights = (self._source.packed[name] for name in matrix_names(linear.name, linear.experts))
             yield from (weight if weight.storage == storage else _requantized(weight, storage) for weight in weights)
         elif storage not in ITEM_BYTES and self._postponed.is_by_rows(self._source.module, linear):
             pieces = self._postponed.pieces(self._source.module, linear)
@@ -158,8 +164,10 @@ class HostWeights(Mapping[str, Sequence[HostWeight]]):
 
 def _is_ready(linear: LinearSpec, storage: Storage) -> bool:
     """Return whether a linear of an FP8 model is used as stored: as 16-bit numbers, or in FP8 without padding."""
-    if storage in ITEM_BYTES or linear.experts > 1:
-        return linear.experts == 1 and not linear.converted
+    if linear.experts is not None:
+        return False
+    if storage in ITEM_BYTES:
+        return not linear.converted
     return linear.stored == storage == "fp8" and linear.columns % LAYOUTS[storage].width == 0
 
 

@@ -11,9 +11,9 @@ from transformers.pytorch_utils import Conv1D
 from core.spec import LinearSpec
 
 
-def matrix_names(linear: LinearSpec) -> list[str]:
-    """Return a name for each matrix of one entry of the plan."""
-    return [linear.name] if linear.experts == 1 else [f"{linear.name}.{i}" for i in range(linear.experts)]
+def matrix_names(linear: str, experts: int | None) -> list[str]:
+    """Return a name for each matrix of one entry of the plan, which has so many experts; None = a linear."""
+    return [linear] if experts is None else [f"{linear}.{index}" for index in range(experts)]
 
 
 def matrices(module: Any, linear: LinearSpec) -> Iterator[Tensor]:

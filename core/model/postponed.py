@@ -11,7 +11,6 @@ from copy import copy
 from functools import partial
 from typing import Any
 
-import torch
 from torch import Tensor
 from transformers.pytorch_utils import Conv1D
 
@@ -48,7 +47,8 @@ class Postponed:
     def matrices(self, module: Any, linear: LinearSpec) -> Iterator[Tensor]:
         """Yield the matrices (N, K) of one entry of the plan, rows contiguous; each is built on demand."""
         owner, _, leaf = linear.name.rpartition(".")
-        if linear.experts == 1 and isinstance(child := module.get_submodule(owner)._modules.get(leaf), torch.nn.Module):
+        if linear.experts is None:
+            child = module.get_submodule(owner)._modules[leaf]
             weight = self._whole(f"{linear.name}.weight", module)
             yield (weight.t() if isinstance(child, Conv1D) else weight).contiguous()
             return

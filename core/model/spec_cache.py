@@ -25,7 +25,7 @@ from core.paths import cache_folder, made_before
 from core.spec import KvLayer, LinearSpec, ModelSpec, Storage
 
 FOLDER = "specs"
-SURVEY_VERSION = 9
+SURVEY_VERSION = 10
 """Incremented when a survey's result changes."""
 KEPT_SPECS = 64
 

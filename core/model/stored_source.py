@@ -10,6 +10,7 @@ from torch import Tensor
 from transformers.pytorch_utils import Conv1D
 
 from core.layers.moe import fused_names
+from core.model.linear_weights import matrix_names
 from core.model.trace import is_fused, is_linear
 from core.model.weight_names import WeightNames
 from core.spec import Storage
@@ -44,7 +45,7 @@ def kept_linears(module: Any, found: Found, sketches: Mapping[str, Coded]) -> Ke
         matrices = _matrices(child, names, sources, found)
         stored[linear] = _storage(matrices, _shape(child, names.expected[target]), sketches)
         if stored[linear]:
-            own = [linear] if len(matrices) == 1 else [f"{linear}.{index}" for index in range(len(matrices))]
+            own = matrix_names(linear, len(matrices) if is_fused(child) else None)
             pieces.update(zip(own, matrices, strict=True))
     return Kept(stored, pieces, frozenset(name for matrix in pieces.values() for name, _ in matrix))
 

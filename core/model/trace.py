@@ -23,7 +23,7 @@ from core.kernels.packed_width import packed_width
 from core.layers.kv_cache import cache_argument, is_packable
 from core.layers.latent_attention import EXPANDING, sizes_of
 from core.layers.moe import fused_names
-from core.model.blueprint import cannot_be_planned, cannot_run, context_limit, decoder_layers, has_one_expert
+from core.model.blueprint import cannot_be_planned, cannot_run, context_limit, decoder_layers
 from core.model.heads import with_heads
 from core.model.language_half import text_config
 from core.model.pairs import PairTrace
@@ -145,7 +145,7 @@ def _run(module: Any, cache: DynamicCache) -> None:
 def with_pairs(module: Any, linears: Sequence[LinearSpec]) -> tuple[LinearSpec, ...]:
     """Mark the linears that read nothing but a whole group, and have as many columns as each of its linears has
     rows."""
-    inner = {one.name: module.get_submodule(one.name) for one in linears if one.layer >= 0 and one.experts == 1}
+    inner = {one.name: module.get_submodule(one.name) for one in linears if one.layer >= 0 and one.experts is None}
     traced = PairTrace({name: child for name, child in inner.items() if is_linear(child)})
     try:
         _run(module, DynamicCache(config=module.config))
@@ -206,16 +206,13 @@ def _latent_keys(module: Any, name: str) -> tuple[int, int]:
 
 
 def _experts(module: Any, path: str, child: Any, layer: int, groups: dict[int | str, int]) -> Iterator[LinearSpec]:
-    """Yield fused experts: two three-dimensional parameters (experts, rows, columns), or transposed. Raises
-    UnsupportedModel."""
+    """Yield fused experts: two three-dimensional parameters (experts, rows, columns), or transposed."""
     text = text_config(module.config)
     active = next((value for name in ACTIVE_EXPERTS if isinstance(value := getattr(text, name, None), int)), 1)
     for leaf in fused_names(child):
         name = f"{path}.{leaf}"
         group = groups.setdefault(name, len(groups))
         experts, rows, columns = getattr(child, leaf).shape
-        if experts == 1:  # everywhere else, one expert means a linear
-            raise has_one_expert(module)
         if child.is_transposed:
             rows, columns = columns, rows
         bias = getattr(child, f"{leaf}_bias", None) is not None
@@ -234,7 +231,7 @@ def _head_name(module: Any, linears: tuple[LinearSpec, ...]) -> str:
 
 
 def _owner(linear: LinearSpec) -> str:
-    return linear.name if linear.experts == 1 else linear.name.rpartition(".")[0]
+    return linear.name if linear.experts is None else linear.name.rpartition(".")[0]
 
 
 def _kv_layers(cache: Any) -> Iterator[KvLayer]:

@@ -52,7 +52,10 @@ def _around(spec: ModelSpec, there: Collection[int], divided: Collection[str]) -
     for linear in spec.linears:
         if linear.layer not in gaps:
             continue
-        first, gap = attention.setdefault(linear.layer, linear.part), linear.part in divided or linear.experts > 1
+        first, gap = (
+            attention.setdefault(linear.layer, linear.part),
+            linear.part in divided or linear.experts is not None,
+        )
         # Attention, which comes first, needs more than the layer's states; and so does a linear that is no module's.
         if gap and linear.part in (first, linear.name):
             del gaps[linear.layer]

@@ -151,7 +151,7 @@ def classify(
 
 def _make(spec: ModelSpec, format: Format, linear: LinearSpec) -> Make:
     at_head, storage = linear.name == spec.head, spec.storage(linear, format)
-    return linear.rows, linear.columns, linear.experts, linear.active, storage, at_head
+    return linear.rows, linear.columns, linear.matrices, linear.active, storage, at_head
 
 
 def _class(
@@ -180,7 +180,7 @@ def _class(
         members=tuple(members),
         layers=tuple(spec.linears[group[0]].layer for group in members),
         count=len(members),
-        matrices=sum(linear.experts for linear in linears),
+        matrices=sum(linear.matrices for linear in linears),
         nbytes=sum(one.nbytes for one in work),
         cpu=tuple(profile.cpu * seconds for seconds in _seconds(work, on_cpu)),
         cpu_call=call_s,
@@ -195,7 +195,7 @@ def _class(
             and sum(one.touched[b] * one.nbytes for one in work) >= NEARLY_ALL * sum(one.nbytes for one in work)
             for b in range(len(tokens))
         ),
-        chosen=any(linear.experts > linear.active for linear in linears),
+        chosen=any(linear.matrices > linear.active for linear in linears),
         after=work[-1].nbytes if paired else 0,
         heads=heads,
     )

@@ -92,7 +92,7 @@ class ExpertDivision:
 
 def expert_rates(spec: ModelSpec, format: Format, machine: MachineRates) -> ExpertRates | None:
     """Return this machine's rates for the experts of a mixture; None without a card or experts."""
-    experts = next((linear for linear in spec.linears if linear.experts > 1), None)
+    experts = next((linear for linear in spec.linears if linear.experts is not None), None)
     if machine.gpu is None or experts is None:
         return None
     storage, profile, link = spec.storage(experts, format), machine.profile, machine.gpu.link

@@ -149,7 +149,7 @@ def _by_heads(plan: Plan) -> str:
 
 def _held_experts(plan: Plan, spec: ModelSpec) -> float:
     """Return the fraction of experts on the card in layers with some there; 0 if their use was not counted."""
-    pairs = [pair for pair in zip(plan.linears, spec.linears, strict=True) if pair[1].experts > 1]
+    pairs = [pair for pair in zip(plan.linears, spec.linears, strict=True) if pair[1].experts is not None]
     some = [linear for linear, _ in pairs if 0 < linear.resident < linear.rows]
     if not some or not plan.profile.hottest:
         return 0.0

@@ -49,7 +49,7 @@ def fixed_costs(
     `kv_part`: the share of the heads of every layer that is on the card; the CPU computes the others at the same time.
     `few`: the rows that represent the bucket FEW.
     """
-    chosen = frozenset(linear.layer for linear in spec.linears if linear.experts > linear.active)
+    chosen = frozenset(linear.layer for linear in spec.linears if linear.matrices > linear.active)
     sizes = [layer.nbytes(occupied) for layer in spec.kv_layers]
     on_host = sum(size * (1 - kv_part if device >= 0 else 1) for size, device in zip(sizes, kv_devices, strict=True))
     away = sum(device < 0 for device in kv_devices)

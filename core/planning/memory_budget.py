@@ -155,7 +155,7 @@ def load_peak(spec: ModelSpec, format: Format, kv_bytes: int, chunk: int) -> int
     mapped = spec.mapped(format)
     table = spec.lookup_bytes + (0 if spec.head_tied and mapped else spec.embedding_bytes)
     layers = [item for item in spec.linears if item.name != spec.head]
-    largest = max((spec.linear_bytes(item, "bf16") // (1 if mapped else item.experts) for item in layers), default=0)
+    largest = max((spec.linear_bytes(item, "bf16") // (1 if mapped else item.matrices) for item in layers), default=0)
     kept = spec.weight_bytes(format) + table + spec.resident_bytes
     return kept + kv_bytes + host_workspace(spec, format, chunk) + max(3 * largest, _repacked(spec))
 

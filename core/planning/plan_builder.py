@@ -196,7 +196,7 @@ def _bytes_per_token(job: Job, linears: Sequence[LinearPlan], best: Chosen) -> B
     spec, format, layout = job.spec, job.format, best.candidate.layout
     cpu = link = gpu = 0.0
     for item, plan in zip(spec.linears, linears, strict=True):
-        size, rows = item.active / item.experts * spec.linear_bytes(item, format) / plan.rows, plan.decode
+        size, rows = item.active / item.matrices * spec.linear_bytes(item, format) / plan.rows, plan.decode
         is_copied = item.name == spec.head and layout.head_copy
         cpu += spec.head_copy(format) + spec.read_again(format) if is_copied else rows.cpu * size
         link += rows.streamed * size

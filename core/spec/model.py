@@ -13,8 +13,8 @@ from core.spec.storages import REORDERED, FloatStorage, Storage, bits_of, cut_co
 class LinearSpec:
     """One linear of the model, or all experts of one fused linear.
 
-    `group` is shared by linears that read the same input; `layer` is the decoder layer, -1 outside of them. With
-    `experts` > 1 there are that many matrices of `rows` x `columns`, and each token uses `active` of them. `stored`:
+    `group` is shared by linears that read the same input; `layer` is the decoder layer, -1 outside of them. `experts`:
+    the number of matrices of `rows` x `columns`, of which each token uses `active`; None = a linear. `stored`:
     its storage in the model's files if they are quantised; `converted`: they are, but in a format that is not kept.
     `after`: the group whose outputs are its only input, each column reading one row of all of them (down after gate and
     up); -1 = none. `attends`: the group of queries, keys and values whose attention is its only input; its `heads` KV
@@ -27,7 +27,7 @@ class LinearSpec:
     columns: int
     group: int
     layer: int = -1
-    experts: int = 1
+    experts: int | None = None
     active: int = 1
     has_bias: bool = False
     stored: Storage | None = None
@@ -45,19 +45,24 @@ class LinearSpec:
         return before + number + within.partition(".")[0]
 
     @property
+    def matrices(self) -> int:
+        """Number of matrices: one of a linear, and one of each expert."""
+        return 1 if self.experts is None else self.experts
+
+    @property
     def parameters(self) -> int:
         """Number of weights, of all experts."""
-        return self.experts * self.rows * self.columns
+        return self.matrices * self.rows * self.columns
 
     def nbytes(self, storage: Storage) -> int:
         """Return the bytes of the whole weight."""
-        return self.experts * self.rows * row_bytes(storage, self.columns)
+        return self.matrices * self.rows * row_bytes(storage, self.columns)
 
     def touched(self, tokens: int) -> float:
         """Return the fraction of the weight that `tokens` input rows read: 1, or the expected fraction of experts."""
-        if self.experts == self.active:
+        if self.matrices == self.active:
             return 1.0
-        return float(1 - (1 - self.active / self.experts) ** tokens)
+        return float(1 - (1 - self.active / self.matrices) ** tokens)
 
 
 SNAPSHOTS = 4
@@ -149,7 +154,7 @@ class ModelSpec:
         and every fourth between."""
         if linear.name == self.head or linear.name.endswith(VALUES):
             return True
-        narrows = linear.experts == 1 and linear.rows == self.hidden and linear.columns >= 2 * self.hidden
+        narrows = linear.experts is None and linear.rows == self.hidden and linear.columns >= 2 * self.hidden
         edge = self.layers // 8
         inner = edge <= linear.layer < self.layers - edge
         return narrows and (not inner or (linear.layer - edge) % 4 == 3)
@@ -186,7 +191,7 @@ class ModelSpec:
         storage = self.storage(linear, format)
         if plan.by_columns:
             return linear.rows * row_bytes(storage, count) if count else 0
-        return linear.experts * count * row_bytes(storage, linear.columns)
+        return linear.matrices * count * row_bytes(storage, linear.columns)
 
     def row_bytes(self, linear: LinearSpec, format: Format) -> int:
         """Return the bytes of one row."""

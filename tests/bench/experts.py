@@ -168,7 +168,7 @@ class Bench:
         budget = Budget(context=CONTEXT, format=self.options.format, threads=threads)
         plan = place(self.spec, self.machine.now(), budget)
         linears = tuple(
-            _rows(linear, 1.0 if item.experts == 1 else self.options.held)
+            _rows(linear, 1.0 if item.experts is None else self.options.held)
             for linear, item in zip(plan.linears, self.spec.linears, strict=True)
         )
         on_card = (0,) * len(self.spec.kv_layers)
@@ -186,7 +186,7 @@ class Bench:
             return replace(self.plan, strategy="stream")
         if way == "without":
             pairs = zip(self.plan.linears, self.spec.linears, strict=True)
-            linears = tuple(linear if item.experts == 1 else _rows(linear, 0.0) for linear, item in pairs)
+            linears = tuple(linear if item.experts is None else _rows(linear, 0.0) for linear, item in pairs)
             return replace(self.plan, linears=linears, expert_rates=None)
         return self.plan
 

@@ -104,11 +104,11 @@ class Encoded(Mapping[str, QuantizedWeight]):
 
     def __init__(self, source: Source, spec: ModelSpec, storage: Storage) -> None:
         self._source, self._storage = source, storage
-        self._linears = {name: linear for linear in spec.linears for name in matrix_names(linear)}
+        self._linears = {name: linear for linear in spec.linears for name in matrix_names(linear.name, linear.experts)}
 
     def __getitem__(self, name: str) -> QuantizedWeight:
         linear = self._linears[name]
-        whole = list(matrices(self._source.module, linear))[matrix_names(linear).index(name)]
+        whole = list(matrices(self._source.module, linear))[matrix_names(linear.name, linear.experts).index(name)]
         if self._source.folder is not None:
             return encoded(self._storage, whole)
         sample = encoded(self._storage, whole[:SAMPLE_ROWS])

@@ -11,11 +11,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import GenerationConfig, PreTrainedConfig
+from transformers import PreTrainedConfig
 from transformers.models.auto import modeling_auto as auto
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
-from tests.core.families import EXPERT_FAMILIES, FAMILIES, LATENT_FAMILIES, RARER_FAMILIES, SPREAD, VOCABULARY
+from tests.core.families import EXPERT_FAMILIES, FAMILIES, LATENT_FAMILIES, RARER_FAMILIES, VOCABULARY, save_random
 
 _ALL = FAMILIES | RARER_FAMILIES | EXPERT_FAMILIES | LATENT_FAMILIES
 MOST_PARAMETERS = 40_000_000
@@ -115,12 +115,7 @@ def make_kind(kind: str, folder: Path) -> Any:
     if count > MOST_PARAMETERS:
         raise ValueError(f"{count:,} parameters are not tiny")
     model = family.from_config(config, dtype=torch.float32).eval()
-    with torch.no_grad():
-        for name, value in model.named_parameters():
-            if value.dim() > 1 and "norm" not in name:
-                value.normal_(0, SPREAD)
-    model.generation_config = GenerationConfig(do_sample=False)
-    model.save_pretrained(folder)
+    save_random(model, folder)
     return type(model)
 
 

@@ -7,10 +7,10 @@ from typing import Any
 
 import torch
 import transformers
-from transformers import GenerationConfig, PreTrainedConfig
+from transformers import PreTrainedConfig
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
-from tests.core.families import SPREAD
+from tests.core.families import save_random
 from tests.core.tiny_tokenizer import VOCABULARY
 
 SIZES: dict[str, Any] = {
@@ -47,12 +47,7 @@ def make_composite(kind: str, folder: Path) -> Any:
     torch.manual_seed(0)
     whole = getattr(transformers, f"{OWN_CLASS[kind]}ForConditionalGeneration")
     model = whole._from_config(_config(kind), dtype=torch.float32).eval()
-    with torch.no_grad():
-        for name, value in model.named_parameters():
-            if value.dim() > 1 and "norm" not in name:
-                value.normal_(0, SPREAD)
-    model.generation_config = GenerationConfig(do_sample=False)
-    model.save_pretrained(folder)
+    save_random(model, folder)
     return model
 
 

@@ -76,6 +76,8 @@ RARER_FAMILIES: dict[str, dict[str, Any]] = {
         "vocab_size": VOCABULARY, "d_model": 64, "decoder_layers": 3, "decoder_attention_heads": 4,
         "decoder_ffn_dim": 96, "encoder_layers": 3, "max_position_embeddings": 1024,
     },
+    # Its mixtures have one single expert unless its configuration names another number.
+    "hunyuan_v1_moe": _COMMON | _GQA | {"head_dim": 16},
     "cohere": _COMMON | _GQA | {"use_qk_norm": True},
     "smollm3": _COMMON | _GQA | {"no_rope_layers": [1, 0, 1]},
     "llama4_text": _COMMON | _GQA | {
@@ -177,6 +179,12 @@ def make_model(
         **((FAMILIES | RARER_FAMILIES | EXPERT_FAMILIES | LATENT_FAMILIES)[family] | changes)
     )
     model = AutoModelForCausalLM.from_config(config, dtype=dtype)
+    save_random(model, folder, spread)
+    return folder
+
+
+def save_random(model: Any, folder: Path, spread: float = SPREAD) -> None:
+    """Draw the model's matrices with this spread, and save it as transformers does."""
     with torch.no_grad():
         for name, value in model.named_parameters():
             if value.dim() > 1 and "norm" not in name:
@@ -184,7 +192,6 @@ def make_model(
     # No end-of-text token: the tests compare all requested tokens.
     model.generation_config = GenerationConfig(do_sample=False)
     model.save_pretrained(folder)
-    return folder
 
 
 @dataclass(frozen=True)

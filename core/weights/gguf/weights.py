@@ -121,10 +121,10 @@ class GgufWeights(Mapping[str, Tensor]):
         (place,) = self.targets[name].sources.values()
         return numbers(self.files.raw(place.name)[places], place.type, self.dtype)
 
-    def experts(self, name: str) -> int:
-        """Return the number of experts in a parameter, 0 for a single matrix."""
+    def experts(self, name: str) -> int | None:
+        """Return the number of experts in a parameter; None for the matrix of a linear."""
         shape = next(iter(self.targets[name].sources.values())).shape
-        return shape[0] if len(shape) > 2 else 0
+        return shape[0] if len(shape) > 2 else None
 
     def packed(self, name: str, expert: int | None = None) -> QuantizedWeight:
         """Return one parameter, or one expert's part of it, in its storage."""

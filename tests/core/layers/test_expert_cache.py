@@ -64,7 +64,7 @@ class Reply:
             pass
         weights = {linear.name: list(made[linear.name]) for linear in self.spec.linears}
         for linear in self.spec.linears:
-            if linear.experts > 1:
+            if linear.experts is not None:
                 weights[linear.name] = [in_bf16(one) for one in weights[linear.name]]
         HostPlacement(source.module, weights)
         placement = DevicePlacement(source.module, weights, plan, device, self.spec.kv_layers)
@@ -94,7 +94,7 @@ def some_experts(spec: ModelSpec, source: random.Random, *, streamed: bool = Fal
     room = {linear.layer: source.choice((0.0, 0.3, 0.5, 0.8, 1.0)) for linear in spec.linears}
     shares = []
     for linear in spec.linears:
-        resident = int(linear.rows * (room[linear.layer] if linear.experts > 1 else source.choice((0, 0.5, 1))))
+        resident = int(linear.rows * (room[linear.layer] if linear.experts is not None else source.choice((0, 0.5, 1))))
         rest = linear.rows - resident
         moving = source.choice((0, rest)) if streamed else 0
         alone, many = Rows(resident, 0, rest), Rows(resident, moving, rest - moving)
@@ -223,7 +223,9 @@ def test_a_layer_asks_for_its_input_once_however_many_experts_the_cpu_computes(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     reply, device = Reply("qwen3_moe", tmp_path), SimulatedAccelerator(parse_simulation(LINK))
-    none = [(Rows(0, 0, one.rows) if one.experts > 1 else Rows(one.rows, 0, 0),) * 4 for one in reply.spec.linears]
+    none = [
+        (Rows(0, 0, one.rows) if one.experts is not None else Rows(one.rows, 0, 0),) * 4 for one in reply.spec.linears
+    ]
     placement, model = reply.placed(plan_of(reply.spec, none, True, Ring()), device)
     asked, own = [], device.to_host
     monkeypatch.setattr(device, "to_host", lambda tensor: asked.append(tensor.shape) or own(tensor))

@@ -132,7 +132,9 @@ def test_a_layer_of_which_nothing_is_held_launches_nothing(
     tmp_path: Path, card: SecondCard, listed: ListedByTorch
 ) -> None:
     reply = Reply("qwen3_moe", tmp_path)
-    none = [(Rows(0, 0, one.rows) if one.experts > 1 else Rows(one.rows, 0, 0),) * 4 for one in reply.spec.linears]
+    none = [
+        (Rows(0, 0, one.rows) if one.experts is not None else Rows(one.rows, 0, 0),) * 4 for one in reply.spec.linears
+    ]
     placement, model = reply.placed(plan_of(reply.spec, none, True, Ring()), card)
     assert list(reply.tokens(placement, model, [])) == reply.expected
     assert not listed.counts

@@ -37,7 +37,7 @@ def test_every_matrix_is_what_the_filled_tree_holds(family: str, tmp_path: Path)
         for linear in names:
             made = list(later.matrices(source.module, linear))
             held = list(matrices(whole.module, linear))
-            assert len(made) == linear.experts
+            assert len(made) == linear.matrices
             assert all(torch.equal(one, other) for one, other in zip(made, held, strict=True))
 
 

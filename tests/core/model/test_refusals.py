@@ -23,14 +23,3 @@ def test_experts_that_are_chosen_by_a_program_of_their_own() -> None:
         survey(build(config, torch.float32))
     assert refused.value.what == "A model of the kind 'longcat_flash' cannot be run here."
     assert refused.value.why == "It decides only while it runs what it computes, which cannot be planned."
-
-
-def test_mixtures_of_a_single_expert() -> None:
-    """Hunyuan's configuration has one expert unless it says otherwise."""
-    config = config_from({
-        "model_type": "hunyuan_v1_moe", "vocab_size": VOCABULARY, "hidden_size": 64, "num_hidden_layers": 2,
-        "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 16, "intermediate_size": 96,
-    })  # fmt: skip
-    with pytest.raises(UnsupportedModel) as refused:
-        survey(build(config, torch.float32))
-    assert refused.value.why == "Its mixtures of experts have a single expert."

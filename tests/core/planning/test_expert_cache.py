@@ -93,7 +93,7 @@ def test_only_quantised_experts_and_few_rows_are_listed(format: Format) -> None:
 
 def held_bytes(spec: ModelSpec, plan: Plan) -> float:
     """Return the bytes of experts on the card."""
-    experts = [(one, plan.by_name[one.name]) for one in spec.linears if one.experts > 1]
+    experts = [(one, plan.by_name[one.name]) for one in spec.linears if one.experts is not None]
     return sum(spec.linear_bytes(one, plan.format) * made.decode.resident / made.rows for one, made in experts)
 
 

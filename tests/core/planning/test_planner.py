@@ -45,14 +45,14 @@ def specs(draw: st.DrawFn) -> ModelSpec:
     any_layer = st.lists(st.tuples(rows, st.integers(0, 2)), min_size=1, max_size=5)
     usual_layer = st.tuples(*(st.tuples(rows, st.just(group)) for group in (0, 0, 0, 1, 2, 2, 3)))
     shapes = draw(st.one_of(any_layer, usual_layer))
-    experts = draw(st.sampled_from([1, 1, 1, 8, 64]))
-    inner = draw(rows) if len(shapes) == 7 and experts == 1 and draw(st.booleans()) else 0
+    experts = draw(st.sampled_from([None, None, None, 1, 8, 64]))
+    inner = draw(rows) if len(shapes) == 7 and experts is None and draw(st.booleans()) else 0
     heads = draw(st.sampled_from((0, 2, 3, 8))) if len(shapes) == 7 else 0
     width, shared = 16 * draw(st.integers(1, 16)), draw(st.integers(1, 4))
     for layer in range(layers):
         for number, (rows, group) in enumerate(shapes):
-            many = experts if number == len(shapes) - 1 else 1
-            one = LinearSpec(f"{layer}.{number}", rows, hidden, 4 * layer + group, layer, many, min(2, many))
+            many = experts if number == len(shapes) - 1 else None
+            one = LinearSpec(f"{layer}.{number}", rows, hidden, 4 * layer + group, layer, many, min(2, many or 1))
             if inner and group >= 2:
                 one = replace(one, rows=inner) if group == 2 else replace(one, columns=inner, after=4 * layer + 2)
             if heads and number < 3:
@@ -143,9 +143,9 @@ def check(plan: Plan, spec: ModelSpec, hardware: Hardware, budget: Budget) -> No
     assert plan.prefill.likely > 0
     assert plan.reason.endswith(".")
     held = sum(
-        made.experts * made.rows * row_bytes(spec.storage(made, plan.format), linear.resident)
+        made.matrices * made.rows * row_bytes(spec.storage(made, plan.format), linear.resident)
         if linear.by_columns
-        else made.experts * linear.resident * spec.row_bytes(made, plan.format)
+        else made.matrices * linear.resident * spec.row_bytes(made, plan.format)
         for linear, made in zip(plan.linears, spec.linears, strict=True)
     )
     for memory in plan.memory:
@@ -344,8 +344,10 @@ def test_what_pays_most_per_byte_becomes_resident_first() -> None:
     """Attention is read for each token, an expert only for some."""
     spec = model("qwen3-30b-a3b")
     plan = place(spec, DESKTOP, Budget(format="int4"))
-    dense = [p.resident / p.rows for p, made in zip(plan.linears, spec.linears, strict=True) if made.experts == 1]
-    fused = [p.resident / p.rows for p, made in zip(plan.linears, spec.linears, strict=True) if made.experts > 1]
+    dense = [p.resident / p.rows for p, made in zip(plan.linears, spec.linears, strict=True) if made.experts is None]
+    fused = [
+        p.resident / p.rows for p, made in zip(plan.linears, spec.linears, strict=True) if made.experts is not None
+    ]
     assert min(dense) > 0.99
     assert 0 < sum(fused) / len(fused) < 0.9
 
