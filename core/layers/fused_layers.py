@@ -104,17 +104,18 @@ def _fused_ones(layers: list[nn.Module]) -> dict[int, FusedForward]:
 def take(layers: list[nn.Module]) -> dict[int, FusedForward]:
     """Restore the layers' own forwards, and return the replacements by layer number.
 
-    These no longer use the layers' modules, which move to a device. Those whose experts take several calls are dropped.
+    They no longer use the layers' modules, which move to a device. Those whose experts take several calls are dropped.
     """
     found = _fused_ones(layers)
     release(layers)
     return {number: forward for number, forward in found.items() if forward.keep_experts()}
 
 
-def release(layers: list[nn.Module]) -> None:
+def release(layers: Sequence[nn.Module]) -> None:
     """Restore the layers' own forwards."""
     for layer in layers:
-        vars(layer).pop("forward", None)
+        if isinstance(vars(layer).get("forward"), FusedForward):
+            del vars(layer)["forward"]
 
 
 class Libraries(NamedTuple):

@@ -14,20 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from core.accelerators.base import Accelerator
-from core.layers import (
-    attention,
-    fused_blocks,
-    fused_experts,
-    fused_layers,
-    fused_mixtures,
-    fused_recurrent,
-    fused_routers,
-    latent_attention,
-    latent_layers,
-    moe,
-    norms,
-    recurrent_layers,
-)
+from core.layers import attention, fused_tree, moe
 from core.layers.cpu_layers import CpuLayers
 from core.layers.divided_attention import DividedAttentions
 from core.layers.expert_cache import ExpertUse
@@ -69,18 +56,9 @@ class HostPlacement:
         for name, matrices in weights.items():
             put_linears(module, name, matrices, self._make)
         self._heads = [one for one in module.modules() if isinstance(one, CopiedHead)]
-        norms.adopt(module)
-        fused_experts.adopt(module)
-        fused_routers.adopt(module)
-        fused_mixtures.adopt(module)
         self._layers = decoder_layers(module)
-        self.runs = fused_layers.adopt(self._layers)
+        self.runs = fused_tree.adopt(module, self._layers)
         self.straight = straight_pass(module, self.runs, self._layers)
-        recurrent_layers.adopt(module)
-        fused_recurrent.adopt(module)
-        fused_blocks.adopt(self._layers)
-        latent_attention.adopt(module)
-        latent_layers.adopt(module)
 
     def begin_pass(self, tokens: int, *, whole_head: bool = False) -> None:
         """Begin a pass; with `whole_head`, no logits may come from a coarse copy of the output head."""
@@ -103,13 +81,7 @@ class HostPlacement:
 
     def close(self) -> None:
         """Restore the module tree, except for its linears and norms."""
-        fused_layers.release(self._layers)
-        fused_mixtures.release(self._module)
-        fused_routers.release(self._module)
-        fused_recurrent.release(self._module)
-        recurrent_layers.release(self._module)
-        latent_layers.release(self._module)
-        latent_attention.release(self._module)
+        fused_tree.release(self._module, self._layers)
 
 
 class DevicePlacement:
@@ -124,20 +96,15 @@ class DevicePlacement:
         """Take over from a HostPlacement: install the linears, with all rows on the CPU at first. `apart`: modules that
         are not moved. Raises NotEnoughMemory, DeviceLost; then the linears are installed without any device memory."""
         layers = decoder_layers(module)
-        experts, fused = fused_experts.take(module), fused_layers.take(layers)
-        fused_mixtures.release(module)
-        fused_routers.release(module)
-        fused_recurrent.release(module)
-        recurrent_layers.release(module)
-        latent_layers.release(module)
+        fused = fused_tree.take(module, layers)
         self.accelerator = accelerator
         self.plan = plan
         self._module = module
         self._weights = weights
         self._kv_layers = kv_layers
         self._inputs = SharedInputs(accelerator)
-        self._hosted = CpuLayers(layers, fused, accelerator, self._inputs)
-        self._attentions = DividedAttentions(accelerator, self._inputs, fused)
+        self._hosted = CpuLayers(layers, fused.layers, accelerator, self._inputs)
+        self._attentions = DividedAttentions(accelerator, self._inputs, fused.layers)
         self._uploads = Uploads(accelerator)
         self._parameters: Streaming | None = None
         self._schedules: list[list[Chunk]] = [[] for _ in BUCKET_TOKENS]
@@ -146,7 +113,7 @@ class DevicePlacement:
             name: put_linears(module, name, matrices, self._make) for name, matrices in weights.items()
         }
         self.device = accelerator.device
-        self._experts = HeldExperts(module, experts, accelerator, self._inputs, weights)
+        self._experts = HeldExperts(module, fused.experts, accelerator, self._inputs, weights)
         self.captures = Captures(module, accelerator)
         try:
             self._upload_biases()
