@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterator
+from functools import cache
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -34,8 +35,9 @@ from core.spec import LAYOUTS, Format, Storage
 from tests.core.families import make_model
 from tests.core.greedy import random_prompt, transformers_tokens
 from tests.core.kernels.test_storages import made
-from tests.core.offload.test_hetero_linear import rearrange
-from tests.core.second_device import SecondCard
+from tests.core.offload.test_hetero_linear import TOKENS, Bench, rearrange
+from tests.core.second_device import SecondCard, SecondDevice
+from tests.core.second_device.placed import Placed, whole
 from tests.core.second_device.test_engine import thirds
 from tests.core.weights.stored.packers import FORMATS
 from tests.core.weights.stored.tiny_stored import in_fp32, reference, write_stored
@@ -54,7 +56,12 @@ def values(packed: Tensor) -> Tensor:
     """Return q (N, K) of words (..., of which the first size is N or N / 8)."""
     both = packed.reshape(-1).view(torch.uint8)
     read = torch.stack((both & 15, both >> 4), dim=-1).flatten().unflatten(0, (-1, len(PLACES)))
-    return read[:, PLACES.argsort().to(packed.device)]
+    return read[:, columns_at(packed.device)]
+
+
+@cache
+def columns_at(device: torch.device) -> Tensor:
+    return PLACES.argsort().to(device)  # before a capture, which copies nothing
 
 
 def multiplied(x: Tensor, q: Tensor, group: int, scales: Tensor, zeros: Tensor) -> Tensor:
@@ -79,8 +86,12 @@ def with_whole_zeros(x: Tensor, packed: Tensor, group: int, scales: Tensor, zero
     assert all(one.is_contiguous() for one in (x, packed, scales, zeros))
     assert (packed.dim(), packed.dtype, scales.dtype, zeros.dtype) == (2, torch.int32, x.dtype, torch.int8)
     assert scales.shape == zeros.shape == (x.shape[1] // group, packed.shape[0])
-    less = (zeros.float() - 8) * scales.float()
-    return multiplied(x, values(packed), group, scales, -less)
+    return in_more_bits(x, packed, group, scales, zeros)
+
+
+def in_more_bits(x: Tensor, packed: Tensor, group: int, scales: Tensor, zeros: Tensor) -> Tensor:
+    """Take 32 bits, too, in which tokens can be compared."""
+    return multiplied(x, values(packed), group, scales, (8 - zeros.float()) * scales.float())
 
 
 @pytest.fixture
@@ -107,6 +118,7 @@ def register(card: SecondCard) -> Iterator[Callable[[str, Product], Counter[Any]
 def forget() -> None:
     torch_int4.cache_clear()
     torch_int8.cache_clear()
+    columns_at.cache_clear()
 
 
 @pytest.fixture
@@ -297,6 +309,25 @@ def test_same_tokens_as_transformers(card: SecondCard, register: Callable[..., C
     assert found == transformers_tokens(theirs, PROMPT, COUNT)
     assert len(set(found)) > 3
     assert calls[1] > COUNT
+
+
+@pytest.mark.skipif(not hasattr(torch.accelerator, "Graph"), reason="this torch has no graphs for all")
+@pytest.mark.usefixtures("always_faster")
+@pytest.mark.parametrize(("name", "product"), [(APPLE, with_float_zeros), (INTEL, in_more_bits)])
+def test_captured_layers_give_the_same_tokens(
+    second: SecondDevice, card: SecondCard, llama: Bench, register: Callable[..., Counter[Any]], name: str,
+    product: Product,
+) -> None:  # fmt: skip
+    calls, replies, counts = register(name, product), [], []
+    for captured in (False, True):
+        calls.clear()
+        placed = Placed(llama, card, whole(llama.spec, captured=captured), "int4")
+        replies.append(list(placed.draw(llama.prompt, TOKENS)))
+        placed.close(card)
+        counts.append(calls[1])
+    assert replies[0] == replies[1]
+    assert second.get("replays") > TOKENS // 2
+    assert counts[1] < counts[0] // 2
 
 
 @pytest.mark.usefixtures("always_faster")
