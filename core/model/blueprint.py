@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import inspect
 import json
+import logging
 import sys
 from copy import deepcopy
 from pathlib import Path
@@ -25,6 +26,8 @@ from core.model.language_half import auto_class, language_half, spoken_part, tex
 from core.sentence import sentence
 from core.startup.torch_stubs import bare_torch
 from core.weights.weight_files import check_folder
+
+log = logging.getLogger(__name__)
 
 ROPE_SETTINGS = ("rope_scaling", "rope_parameters")
 ROPE_KEYS = frozenset(("type", "rope_type"))
@@ -90,12 +93,13 @@ def module_tree(config: Any, dtype: torch.dtype) -> Any:
         raise _no_causal_lm(config)
     options = {"dtype": dtype, "experts_implementation": register_experts(), "trust_remote_code": False}
     ways = [(attention, where) for attention in (register_attention(), "sdpa", "eager") for where in NO_MEMORY]
+    obstacle = ""
     for attention, where in ways:
         try:
             with bare_torch(), without_towers(), where(), no_init_weights():
                 module = family.from_config(config, attn_implementation=attention, **options)
             module = language_half(module)
-            if attention == ATTENTION and not _suits_attention(module):
+            if attention == ATTENTION and (obstacle := own_attention(module)):
                 continue
             if where is all_on_meta or all(weight.is_meta for weight in module.parameters()):
                 break
@@ -104,6 +108,8 @@ def module_tree(config: Any, dtype: torch.dtype) -> Any:
         except Exception as error:
             if (attention, where) == ways[-1]:
                 raise _no_model(error) from error
+    if obstacle:
+        log.info("%s has its own attention (%s): %s", config.model_type, attention, obstacle)
     module.tie_weights()
     return module.eval().requires_grad_(False)
 
@@ -126,10 +132,13 @@ def whole_tree(config: Any, dtype: torch.dtype) -> Any:
     return module.eval().requires_grad_(False)
 
 
-def _suits_attention(module: Any) -> bool:
-    """Return whether our attention function computes what the model's own would."""
-    # A model that keeps further state also builds its own masks.
-    return _asks_for_attention(module) and _says_who_is_causal(module) and is_usual(module.config)
+def own_attention(module: Any) -> str:
+    """Return why our attention function would not compute what the model's own does; empty if it does."""
+    if not _asks_for_attention(module):
+        return "its layers do not call the function that the configuration names"
+    if not _says_who_is_causal(module):
+        return "what is causal shows only in the masks of its eager attention"
+    return "" if is_usual(module.config) else "it keeps further state, and builds its own masks"
 
 
 def _asks_for_attention(module: Any) -> bool:
