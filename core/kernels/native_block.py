@@ -14,25 +14,23 @@ from typing import NamedTuple
 
 from torch import Tensor
 
-from core.kernels.native_abi import PART_FIELDS
+from core.kernels.native_fields import addresses, numbers, reals, weights
 from core.kernels.native_layer import ACTIVATIONS, NormFields, NormParts, norm_fields
-from core.kernels.native_library import NativeLibrary, Parts
+from core.kernels.native_library import NativeLibrary, Parts, rows_of
 from core.kernels.native_mixture import NativeMixture
-from core.kernels.native_recurrent_layer import Memory, NativeRecurrentLayer, rows_of
+from core.kernels.native_recurrent_layer import Memory, NativeRecurrentLayer
 from core.kernels.quantized_weight import QuantizedWeight
-
-_INT, _ADDRESS = ctypes.c_int64, ctypes.c_void_p
 
 
 class _Block(ctypes.Structure):
     """Mirrors `Block` in block.c."""
 
     _fields_ = (
-        *((name, _INT) for name in ("hidden", "inner", "activation", "kind")),
-        ("residual", ctypes.c_double),
-        *((name, _ADDRESS) for name in ("recurrent", "mixture")),
+        *numbers("hidden", "inner", "activation", "kind"),
+        *reals("residual"),
+        *addresses("recurrent", "mixture"),
         *((name, NormFields) for name in ("before_recurrent", "before_rest")),
-        *((name, _INT * (count * PART_FIELDS)) for name, count in (("gate_up", 2), ("down", 1))),
+        *weights(gate_up=2, down=1),
     )
 
 

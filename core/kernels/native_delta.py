@@ -12,23 +12,21 @@ from typing import NamedTuple
 
 from torch import Tensor
 
-from core.kernels.native_abi import PART_FIELDS
+from core.kernels.native_fields import INT, address, addresses, numbers, weights
 from core.kernels.native_layer import NormFields, NormParts, norm_fields
-from core.kernels.native_library import NativeLibrary, Parts
-from core.kernels.native_recurrent_layer import NativeRecurrentLayer, address, rows_of
+from core.kernels.native_library import NativeLibrary, Parts, rows_of
+from core.kernels.native_recurrent_layer import NativeRecurrentLayer
 from core.kernels.quantized_weight import QuantizedWeight
-
-_INT, _ADDRESS = ctypes.c_int64, ctypes.c_void_p
 
 
 class _DeltaLayer(ctypes.Structure):
     """Mirrors `DeltaLayer` in delta_layer.c."""
 
     _fields_ = (
-        *((name, _INT) for name in ("hidden", "key_heads", "value_heads", "key_dim", "value_dim", "taps", "parts")),
-        *((name, _ADDRESS) for name in ("fields", "places", "weight", "bias", "rate", "shift")),
+        *numbers("hidden", "key_heads", "value_heads", "key_dim", "value_dim", "taps", "parts"),
+        *addresses("fields", "places", "weight", "bias", "rate", "shift"),
         ("norm", NormFields),
-        ("out", _INT * PART_FIELDS),
+        *weights(out=1),
     )
 
 
@@ -101,7 +99,7 @@ class NativeDelta(NativeRecurrentLayer):
 
     def __init__(self, library: NativeLibrary, parts: DeltaParts) -> None:
         products = Parts([(one.weight, one.begin, one.end) for one in parts.rows])
-        places = (_INT * len(parts.rows))(*(one.place for one in parts.rows))
+        places = (INT * len(parts.rows))(*(one.place for one in parts.rows))
         fields = _DeltaLayer(
             parts.out.shape[0], *parts.sizes, parts.taps.shape[0], len(parts.rows), ctypes.addressof(products.fields),
             ctypes.addressof(places), parts.taps.data_ptr(), address(parts.bias), parts.rate.data_ptr(),

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from core.kernels.native_abi import format_number
+from core.kernels.native_fields import address, addresses, numbers, reals
 from core.kernels.native_library import NativeLibrary, Parts
 from core.kernels.quantized_weight import QuantizedWeight
 
@@ -19,16 +20,14 @@ PLAIN = {"relu_squared": 3}
 """Activations of experts without a gate projection."""
 EXPERT_TYPES = (torch.float32, torch.bfloat16)
 
-_INT, _ADDRESS = ctypes.c_int64, ctypes.c_void_p
-
 
 class _Experts(ctypes.Structure):
     """Mirrors `Experts` in experts.c."""
 
     _fields_ = (
-        *((name, _INT) for name in ("format", "hidden", "inner", "experts", "activation", "gated", "interleaved")),
-        *((name, ctypes.c_double) for name in ("alpha", "limit")),
-        *((name, _ADDRESS) for name in ("up_fields", "down_fields", "up_bias", "down_bias")),
+        *numbers("format", "hidden", "inner", "experts", "activation", "gated", "interleaved"),
+        *reals("alpha", "limit"),
+        *addresses("up_fields", "down_fields", "up_bias", "down_bias"),
     )
 
 
@@ -79,7 +78,7 @@ class NativeExperts:
         self.dtype = dtype
         self.library = library
         self.hidden = parts.down[0].shape[0]
-        self._held = parts, _products(parts.up), _products(parts.down)  # keeps alive what the fields point to
+        self._held = parts, Parts.whole(parts.up), Parts.whole(parts.down)  # keeps alive what the fields point to
         self._fields = _fields(parts, self._held[1], self._held[2])
         self.address = ctypes.addressof(self._fields)
 
@@ -98,13 +97,5 @@ def _fields(parts: ExpertParts, up: Parts, down: Parts) -> _Experts:
     return _Experts(
         format_number(parts.up[0].storage), hidden, inner, len(parts.up), (GATES | PLAIN)[activation.name], parts.gated,
         activation.interleaved, activation.alpha, activation.limit,
-        ctypes.addressof(up.fields), ctypes.addressof(down.fields), _address(parts.up_bias), _address(parts.down_bias),
+        ctypes.addressof(up.fields), ctypes.addressof(down.fields), address(parts.up_bias), address(parts.down_bias),
     )  # fmt: skip
-
-
-def _products(weights: Sequence[QuantizedWeight]) -> Parts:
-    return Parts([(weight, 0, weight.shape[0]) for weight in weights])
-
-
-def _address(tensor: Tensor | None) -> int | None:
-    return None if tensor is None else tensor.data_ptr()

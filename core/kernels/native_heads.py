@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from torch import Tensor
 
 from core.kernels.native_abi import format_number
+from core.kernels.native_fields import addresses, numbers
 from core.kernels.native_library import NativeLibrary, Parts
 from core.kernels.quantized_weight import QuantizedWeight
 
@@ -16,8 +17,8 @@ class _Heads(ctypes.Structure):
     """Mirrors `Heads` in heads.c."""
 
     _fields_ = (
-        *((name, ctypes.c_int64) for name in ("heads", "columns", "format")),
-        ("fields", ctypes.c_void_p),
+        *numbers("heads", "columns", "format"),
+        *addresses("fields"),
     )
 
 
@@ -27,7 +28,7 @@ class NativeHeads:
     def __init__(self, library: NativeLibrary, weights: Sequence[QuantizedWeight]) -> None:
         first = weights[0]
         self._library = library
-        self._parts = Parts([(weight, 0, weight.shape[0]) for weight in weights])  # their addresses are in the fields
+        self._parts = Parts.whole(weights)  # their addresses are in the fields
         self._fields = _Heads(
             len(weights), first.shape[1], format_number(first.storage), ctypes.addressof(self._parts.fields)
         )

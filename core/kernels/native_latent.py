@@ -16,10 +16,11 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from core.kernels.native_abi import PART_FIELDS, TYPES
+from core.kernels.native_abi import TYPES
+from core.kernels.native_fields import address, addresses, numbers, reals, weights
 from core.kernels.native_heads import NativeHeads
 from core.kernels.native_layer import NormFields, NormParts, norm_fields
-from core.kernels.native_library import NativeLibrary, Parts, stretches
+from core.kernels.native_library import NativeLibrary, rows_of, stretches
 from core.kernels.quantized_weight import QuantizedWeight
 
 WAYS = {"unturned": 0, "halves apart": 1, "neighbours apart": 2, "neighbours": 3}
@@ -29,7 +30,6 @@ LEAST_LATENTS = 64
 ONE_THREAD_BYTES = 64 << 10
 """Attention to fewer bytes of latents than this runs on one thread. Within a call the other threads are still awake."""
 
-_INT, _ADDRESS = ctypes.c_int64, ctypes.c_void_p
 _NUMBERS = ("hidden", "heads", "plain", "turned", "rank", "value_dim", "query_rank", "way")
 
 
@@ -37,11 +37,11 @@ class _LatentLayer(ctypes.Structure):
     """Mirrors `LatentLayer` in latent_layer.c."""
 
     _fields_ = (
-        *((name, _INT) for name in _NUMBERS),
-        ("scale", ctypes.c_double),
-        *((name, _INT * (count * PART_FIELDS)) for name, count in (("first", 2), ("queries", 1), ("out", 1))),
+        *numbers(*_NUMBERS),
+        *reals("scale"),
+        *weights(first=2, queries=1, out=1),
         *((name, NormFields) for name in ("query_norm", "latent_norm")),
-        *((name, _ADDRESS) for name in ("keys", "values")),
+        *addresses("keys", "values"),
     )
 
 
@@ -49,13 +49,10 @@ class _Seen(ctypes.Structure):
     """Mirrors `Seen` in latent_layer.c."""
 
     _fields_ = (
-        ("kept", _ADDRESS),
-        *(
-            (name, _INT)
-            for name in ("held", "kept_row", "splits", "attention_threads", "angles", "angle_step", "angle_row")
-        ),
-        *((name, _ADDRESS) for name in ("cos", "sin", "mask")),
-        ("mask_row", _INT),
+        *addresses("kept"),
+        *numbers("held", "kept_row", "splits", "attention_threads", "angles", "angle_step", "angle_row"),
+        *addresses("cos", "sin", "mask"),
+        *numbers("mask_row"),
     )
 
 
@@ -124,7 +121,7 @@ class NativeLatent:
         first, *more = parts.queries
         self._fields = _LatentLayer(
             parts.out.shape[0], *parts.sizes, first.shape[0] if more else 0, WAYS[parts.way], parts.scale,
-            _products(first, parts.latents), _products(more[0]) if more else _products(first), _products(parts.out),
+            rows_of(first, parts.latents), rows_of(more[0]) if more else rows_of(first), rows_of(parts.out),
             norm_fields(parts.query_norm), norm_fields(parts.latent_norm), parts.keys.address, parts.values.address,
         )  # fmt: skip
         self._address = ctypes.addressof(self._fields)
@@ -139,7 +136,7 @@ class NativeLatent:
         threads = torch.get_num_threads() if keys * row * kept.element_size() > ONE_THREAD_BYTES else 1
         seen = _Seen(
             kept.data_ptr(), held, row, stretches(1, keys, threads, least=LEAST_LATENTS), threads,
-            *((0, 0, 0, None, None) if angles is None else _described(angles)), _at(mask), mask_row,
+            *((0, 0, 0, None, None) if angles is None else _described(angles)), address(mask), mask_row,
         )  # fmt: skip
         return self.library.latent_layer(self._address, x, ctypes.addressof(seen))
 
@@ -147,11 +144,3 @@ class NativeLatent:
 def _described(angles: Angles) -> tuple[int, int, int, int, int]:
     cos, sin = angles.cos, angles.sin
     return TYPES[cos.dtype], angles.step, cos.stride(1), cos.data_ptr(), sin.data_ptr()
-
-
-def _products(*weights: QuantizedWeight) -> ctypes.Array[ctypes.c_int64]:
-    return Parts([(weight, 0, weight.shape[0]) for weight in weights]).fields
-
-
-def _at(tensor: Tensor | None) -> int | None:
-    return None if tensor is None else tensor.data_ptr()

@@ -17,34 +17,29 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from core.kernels.native_abi import PART_FIELDS
-from core.kernels.native_library import AttentionCall, NativeLibrary, Parts
+from core.kernels.native_fields import ADDRESS, address, addresses, numbers, reals, weights
+from core.kernels.native_library import AttentionCall, NativeLibrary, rows_of
 from core.kernels.quantized_weight import QuantizedWeight
 
 ACTIVATIONS = {"silu": 0, "gelu_tanh": 1}
 NORMS = 7
 LAYER_TYPES = (torch.float32, torch.bfloat16)
 
-_INT, _ADDRESS = ctypes.c_int64, ctypes.c_void_p
-
 
 class NormFields(ctypes.Structure):
     """Mirrors `NormOf` in norms.h."""
 
-    _fields_ = (("gain", _ADDRESS), ("eps", ctypes.c_double), ("rounded", _INT), ("columns", _INT))
+    _fields_ = (*addresses("gain"), *reals("eps"), *numbers("rounded", "columns"))
 
 
 class _Layer(ctypes.Structure):
     """Mirrors `Layer` in layer.c."""
 
     _fields_ = (
-        *((name, _INT) for name in ("hidden", "heads", "kv_heads", "dim", "inner", "activation", "turned")),
-        *((name, ctypes.c_double) for name in ("residual", "factor")),
-        *(
-            (name, _INT * (count * PART_FIELDS))
-            for name, count in (("qkv", 3), ("out", 1), ("gate_up", 2), ("down", 1))
-        ),
-        *(("biases", _ADDRESS * 4), ("norms", NormFields * NORMS)),
+        *numbers("hidden", "heads", "kv_heads", "dim", "inner", "activation", "turned"),
+        *reals("residual", "factor"),
+        *weights(qkv=3, out=1, gate_up=2, down=1),
+        *(("biases", ADDRESS * 4), ("norms", NormFields * NORMS)),
     )
 
 
@@ -144,21 +139,17 @@ def _fields(parts: LayerParts, heads: int, kv_heads: int) -> _Layer:
     q, k, v, out, *gated = parts.weights
     fields = _Layer(hidden=q.shape[1], heads=heads, kv_heads=kv_heads, dim=parts.dim, residual=parts.residual)
     fields.turned, fields.factor = parts.turned or parts.dim, parts.factor
-    fields.qkv, fields.out = _products(q, k, v), _products(out)
+    fields.qkv, fields.out = rows_of(q, k, v), rows_of(out)
     fields.biases, fields.norms = _addresses(parts.biases), (NormFields * NORMS)(*map(norm_fields, parts.norms))
     if gated:
         gate, up, down = gated
         fields.inner, fields.activation = gate.shape[0], ACTIVATIONS[parts.activation]
-        fields.gate_up, fields.down = _products(gate, up), _products(down)
+        fields.gate_up, fields.down = rows_of(gate, up), rows_of(down)
     return fields
 
 
-def _products(*weights: QuantizedWeight) -> ctypes.Array[ctypes.c_int64]:
-    return Parts([(weight, 0, weight.shape[0]) for weight in weights]).fields
-
-
 def _addresses(tensors: Sequence[Tensor | None]) -> ctypes.Array[ctypes.c_void_p]:
-    return (_ADDRESS * len(tensors))(*(None if tensor is None else tensor.data_ptr() for tensor in tensors))
+    return (ADDRESS * len(tensors))(*map(address, tensors))
 
 
 def norm_fields(norm: NormParts | None) -> NormFields:

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from core.kernels.native_abi import INSTRUCTION_SETS, SHAPE_FIELDS, TYPES, format_number, instruction_sets, library
+from core.kernels.native_fields import ADDRESS, INT, address
 from core.kernels.packed_width import PACKED, unpacked
 from core.kernels.quantized_weight import QuantizedWeight
 
@@ -27,7 +28,6 @@ SPLIT_KEYS = 256
 """Fewer keys than this are not worth a task of their own."""
 ONE_THREAD_BYTES = 256 << 10
 """Work on fewer bytes than this runs on one thread."""
-_ADDRESS = ctypes.c_void_p
 
 
 @dataclass(frozen=True, eq=False)
@@ -58,8 +58,8 @@ class AttentionCall:
     def addresses(self) -> tuple[object, ...]:
         """Addresses of query, keys and values, mask and sinks, in the library's order."""
         recent = self.recent or (None, None)
-        states = (_ADDRESS * 4)(*map(_address, (self.key, self.value, *recent)))
-        return _address(self.query), states, _address(self.mask), _address(self.sinks)
+        states = (ADDRESS * 4)(*map(address, (self.key, self.value, *recent)))
+        return address(self.query), states, address(self.mask), address(self.sinks)
 
     def shape(self, threads: int) -> tuple[int, ...]:
         """Return sizes and strides in the library's order."""
@@ -85,10 +85,6 @@ def stretches(heads: int, keys: int, threads: int, recent: int = 0, least: int =
     return max(1, min(wanted, keys // least))
 
 
-def _address(tensor: Tensor | None) -> int | None:
-    return None if tensor is None else tensor.data_ptr()
-
-
 class Parts:
     """Row ranges of at most MOST_PARTS weights of equal width for `matmul`; their addresses are looked up once. Their
     storages must take the same kind of prepared input."""
@@ -104,7 +100,17 @@ class Parts:
             fields += (data.data_ptr(), data.stride(0) * data.element_size())
             fields += (0, 0) if scales is None else (scales.data_ptr(), scales.stride(0))
             fields += (begin, end, format_number(weight.storage), data.shape[1] * data.element_size())
-        self.fields = (ctypes.c_int64 * len(fields))(*fields)
+        self.fields = (INT * len(fields))(*fields)
+
+    @classmethod
+    def whole(cls, weights: Sequence[QuantizedWeight]) -> Parts:
+        """Return all rows of these weights."""
+        return cls([(weight, 0, weight.shape[0]) for weight in weights])
+
+
+def rows_of(*weights: QuantizedWeight) -> ctypes.Array[ctypes.c_int64]:
+    """Return the fields of all rows of weights (N, K); the caller must keep the weights alive."""
+    return Parts.whole(weights).fields
 
 
 class NativeLibrary:

@@ -8,25 +8,22 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from core.kernels.native_abi import PART_FIELDS
 from core.kernels.native_experts import NativeExperts
+from core.kernels.native_fields import addresses, numbers, weights
 from core.kernels.native_layer import ACTIVATIONS, NormFields, NormParts, norm_fields
 from core.kernels.native_library import Parts
 from core.kernels.native_router import NativeRouter
 from core.kernels.quantized_weight import QuantizedWeight
-
-_INT, _ADDRESS = ctypes.c_int64, ctypes.c_void_p
 
 
 class _Mixture(ctypes.Structure):
     """Mirrors `Mixture` in mixture.c."""
 
     _fields_ = (
-        *((name, _ADDRESS) for name in ("router", "experts")),
-        *((name, _INT) for name in ("scored", "choices", "hidden", "inner", "activation")),
-        ("gate_up", _INT * (2 * PART_FIELDS)),
-        ("down", _INT * PART_FIELDS),
-        ("door", _ADDRESS),
+        *addresses("router", "experts"),
+        *numbers("scored", "choices", "hidden", "inner", "activation"),
+        *weights(gate_up=2, down=1),
+        *addresses("door"),
         ("norms", NormFields * 4),
     )
 

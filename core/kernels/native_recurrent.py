@@ -13,36 +13,37 @@ import torch
 from torch import Tensor
 
 from core.kernels.native_abi import TYPES
+from core.kernels.native_fields import addresses, numbers
 from core.kernels.native_library import NativeLibrary
 
 STATE_TYPES = (torch.float32, torch.bfloat16)
 MOST_KEYS = 256
 
-_INT, _ADDRESS = ctypes.c_int64, ctypes.c_void_p
-
-
-def _fields(numbers: str, addresses: str) -> list[tuple[str, type]]:
-    return [*((name, _INT) for name in numbers.split()), *((name, _ADDRESS) for name in addresses.split())]
-
 
 class _Convolution(ctypes.Structure):
     """Mirrors `Convolution` in recurrent.c; the structures below mirror its `Delta` and `Scan`."""
 
-    _fields_ = (*_fields("rows channels stride kept_rows taps silu", "kept x weight bias out"), ("type", ctypes.c_int))
+    _fields_ = (
+        *numbers("rows", "channels", "stride", "kept_rows", "taps", "silu"),
+        *addresses("kept", "x", "weight", "bias", "out"),
+        ("type", ctypes.c_int),
+    )
 
 
 class _Delta(ctypes.Structure):
     _fields_ = (
-        *_fields("rows key_heads value_heads key_dim value_dim q_stride k_stride v_stride", "q k v decay beta"),
-        *_fields("", "before after out keys"),
+        *numbers("rows", "key_heads", "value_heads", "key_dim", "value_dim", "q_stride", "k_stride", "v_stride"),
+        *addresses("q", "k", "v", "decay", "beta"),
+        *addresses("before", "after", "out", "keys"),
         ("type", ctypes.c_int),
     )
 
 
 class _Scan(ctypes.Structure):
     _fields_ = (
-        *_fields("rows heads groups dim states x_stride b_stride c_stride", "x b c step decay skip"),
-        *_fields("", "before after out wide"),
+        *numbers("rows", "heads", "groups", "dim", "states", "x_stride", "b_stride", "c_stride"),
+        *addresses("x", "b", "c", "step", "decay", "skip"),
+        *addresses("before", "after", "out", "wide"),
         ("type", ctypes.c_int),
         ("out_type", ctypes.c_int),
     )

@@ -11,19 +11,17 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from core.kernels.native_library import NativeLibrary, Parts
-from core.kernels.quantized_weight import QuantizedWeight
+from core.kernels.native_fields import address, addresses, numbers
+from core.kernels.native_library import NativeLibrary
 
 KINDS = {"delta": 0, "short": 1, "state": 2}
 """The kinds of layers, with the library's numbers: gated delta rule, short convolution, Mamba-2."""
-
-_INT, _ADDRESS = ctypes.c_int64, ctypes.c_void_p
 
 
 class Memory(ctypes.Structure):
     """Mirrors `Memory` in recurrent.h."""
 
-    _fields_ = (("kept", _ADDRESS), ("kept_rows", _INT), ("state", _ADDRESS))
+    _fields_ = (*addresses("kept"), *numbers("kept_rows"), *addresses("state"))
 
     @classmethod
     def of(cls, kept: Tensor, state: Tensor | None) -> Memory:
@@ -57,13 +55,3 @@ class NativeRecurrentLayer:
         """
         memory = Memory.of(kept, state)
         return self.library.recurrent_layer(self.kind, self.address, x, ctypes.addressof(memory))
-
-
-def address(tensor: Tensor | None) -> int | None:
-    """Return the address of a tensor (...); None if there is none."""
-    return None if tensor is None else tensor.data_ptr()
-
-
-def rows_of(weight: QuantizedWeight) -> ctypes.Array[ctypes.c_int64]:
-    """Return the fields of all rows of a weight (N, K)."""
-    return Parts([(weight, 0, weight.shape[0])]).fields

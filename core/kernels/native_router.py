@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from core.kernels.native_fields import address, addresses, numbers, reals
 from core.kernels.native_library import NativeLibrary, Parts
 from core.kernels.quantized_weight import QuantizedWeight
 
@@ -15,17 +16,15 @@ KINDS = {"softmax_of_all": 0, "softmax_of_chosen": 1, "sigmoid_of_each": 2}
 """How scores become expert weights: softmax before the choice, softmax over the chosen ones, or a sigmoid of each."""
 MOST_EXPERTS = 1024
 
-_INT, _ADDRESS = ctypes.c_int64, ctypes.c_void_p
-
 
 class _Router(ctypes.Structure):
     """Mirrors `Router` in router.c."""
 
     _fields_ = (
-        *((name, _INT) for name in ("experts", "hidden", "choices", "kind", "normed", "rounded_scores")),
-        *((name, _INT) for name in ("rounded_shares", "groups", "kept_groups", "group_best")),
-        *((name, ctypes.c_double) for name in ("scale", "eps")),
-        *((name, _ADDRESS) for name in ("weight", "wide", "bias", "correction", "gain", "worth")),
+        *numbers("experts", "hidden", "choices", "kind", "normed", "rounded_scores"),
+        *numbers("rounded_shares", "groups", "kept_groups", "group_best"),
+        *reals("scale", "eps"),
+        *addresses("weight", "wide", "bias", "correction", "gain", "worth"),
     )
 
 
@@ -74,7 +73,7 @@ class NativeRouter:
             experts, hidden, routing.choices, KINDS[routing.kind], routing.normed, routing.rounded_scores,
             routing.rounded_shares, routing.groups, routing.kept_groups, routing.group_best, routing.scale, parts.eps,
             ctypes.addressof(rows.fields) if rows else None, parts.weight.data.data_ptr() if wide else None,
-            *map(_address, (parts.bias, parts.correction, parts.gain, parts.worth)),
+            *map(address, (parts.bias, parts.correction, parts.gain, parts.worth)),
         )  # fmt: skip
         self.experts = experts
         self.address = ctypes.addressof(self._fields)
@@ -86,7 +85,3 @@ class NativeRouter:
         chosen = torch.empty((x.shape[0], self.routing.choices), dtype=torch.int64)
         self.library.route(self.address, x, scores, chosen, shares)
         return scores, shares, chosen
-
-
-def _address(tensor: Tensor | None) -> int | None:
-    return None if tensor is None else tensor.data_ptr()

@@ -15,12 +15,12 @@ import torch
 from torch import Tensor
 
 from core.kernels.native_abi import TYPES
+from core.kernels.native_fields import addresses, numbers, reals
 from core.kernels.native_layer import NativeLayer
 from core.kernels.native_library import stretches
 from core.kernels.native_mixture import NativeMixture
 from core.kernels.packed_width import PACKED
 
-_INT, _ADDRESS = ctypes.c_int64, ctypes.c_void_p
 ONE_THREAD_BYTES = 64 << 10
 """With fewer bytes of keys and values, one thread computes attention. Lower than elsewhere: here the pool is awake."""
 
@@ -34,16 +34,16 @@ _PAST = (
 class _Past(ctypes.Structure):
     """Mirrors `Past` in layer.c."""
 
-    _fields_ = (*((name, _INT) for name in _PAST), *((name, _ADDRESS) for name in ("cos", "sin", "mask")))
+    _fields_ = (*numbers(*_PAST), *addresses("cos", "sin", "mask"))
 
 
 class _Placed(ctypes.Structure):
     """Mirrors `Placed` in layer.c."""
 
     _fields_ = (
-        *((name, _ADDRESS) for name in ("layer", "past", "keys", "values", "recent_keys", "recent_values", "sinks")),
-        ("scale", ctypes.c_double),
-        ("mixture", _ADDRESS),
+        *addresses("layer", "past", "keys", "values", "recent_keys", "recent_values", "sinks"),
+        *reals("scale"),
+        *addresses("mixture"),
     )
 
 

@@ -10,22 +10,20 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from core.kernels.native_abi import PART_FIELDS
-from core.kernels.native_library import NativeLibrary
-from core.kernels.native_recurrent_layer import NativeRecurrentLayer, address, rows_of
+from core.kernels.native_fields import address, addresses, numbers, weights
+from core.kernels.native_library import NativeLibrary, rows_of
+from core.kernels.native_recurrent_layer import NativeRecurrentLayer
 from core.kernels.quantized_weight import QuantizedWeight
-
-_INT, _ADDRESS = ctypes.c_int64, ctypes.c_void_p
 
 
 class _ShortLayer(ctypes.Structure):
     """Mirrors `ShortLayer` in short_layer.c."""
 
     _fields_ = (
-        *((name, _INT) for name in ("hidden", "channels", "taps")),
-        ("given", _INT * PART_FIELDS),
-        *((name, _ADDRESS) for name in ("weight", "bias")),
-        ("out", _INT * PART_FIELDS),
+        *numbers("hidden", "channels", "taps"),
+        *weights(given=1),
+        *addresses("weight", "bias"),
+        *weights(out=1),
     )
 
 

@@ -11,25 +11,23 @@ from typing import NamedTuple
 
 from torch import Tensor
 
-from core.kernels.native_abi import PART_FIELDS
+from core.kernels.native_fields import address, addresses, numbers, reals, weights
 from core.kernels.native_layer import NormFields, NormParts, norm_fields
-from core.kernels.native_library import NativeLibrary
-from core.kernels.native_recurrent_layer import NativeRecurrentLayer, address, rows_of
+from core.kernels.native_library import NativeLibrary, rows_of
+from core.kernels.native_recurrent_layer import NativeRecurrentLayer
 from core.kernels.quantized_weight import QuantizedWeight
-
-_INT, _ADDRESS = ctypes.c_int64, ctypes.c_void_p
 
 
 class _StateLayer(ctypes.Structure):
     """Mirrors `StateLayer` in state_layer.c."""
 
     _fields_ = (
-        *((name, _INT) for name in ("hidden", "heads", "groups", "dim", "states", "taps", "norm_first")),
-        ("factor", ctypes.c_double),
-        ("given", _INT * PART_FIELDS),
-        *((name, _ADDRESS) for name in ("factors", "weight", "bias", "shift", "rate", "skip")),
+        *numbers("hidden", "heads", "groups", "dim", "states", "taps", "norm_first"),
+        *reals("factor"),
+        *weights(given=1),
+        *addresses("factors", "weight", "bias", "shift", "rate", "skip"),
         ("norm", NormFields),
-        ("out", _INT * PART_FIELDS),
+        *weights(out=1),
     )
 
 
