@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from enum import Enum, auto
 
@@ -171,39 +171,58 @@ def load_draft(
 ) -> Iterator[float | DraftModel]:
     """Yield the fractions done, then the draft model of `target`, whose vocabulary has `ids` ids. Raises
     HeteGenError."""
-    source = wanted.source
-    for fraction in fill(source.module, source.weights):
-        yield 0.2 * fraction
-    weights = HostWeights(source, wanted.spec, DRAFT_FORMAT, machine.kernels, cache_folder())
-    for fraction in weights.make():
-        yield 0.2 + 0.6 * fraction
-    placement: HostPlacement | DevicePlacement = HostPlacement(source.module, weights)
-    if found.draft.gpu >= 0:
-        layers = without_kv(wanted.spec).kv_layers if wanted.kind in WITHOUT_CACHE else wanted.spec.kv_layers
-        device = machine.accelerator(found.draft.gpu)
-        placement = DevicePlacement(source.module, weights, found.draft, device, layers)
-        for fraction in placement.apply(found.draft):
-            yield 0.8 + 0.2 * fraction
-        machine.reserved[found.draft.gpu] = found.nbytes
-    follows = machine.accelerator(found.target.gpu) if _follows(wanted, found) else None
-    shares = wanted.kind in WITHOUT_CACHE and follows is None
-    cache = None if shares else placement.make_cache(source.module.config, found.draft)
-    model = LanguageModel(source.module, placement)
+    placement = yield from _place(wanted, found, machine)
+    model = LanguageModel(wanted.source.module, placement)
+    made = DraftModel(
+        _shown(wanted), found.draft, found.gain, found.nbytes, model, None, min(ids, wanted.spec.vocab),
+        guesses=Guesses(prices(found.target, found.draft)),
+    )  # fmt: skip
+    made.follows = machine.accelerator(found.target.gpu) if _follows(wanted, found) else None
+    if wanted.kind not in WITHOUT_CACHE or made.follows is not None:
+        made.cache = placement.make_cache(model.module.config, found.draft)
     if wanted.kind is not Kind.HEAD and found.draft.gpu < 0:
         _warm_up(model)
     if wanted.kind in (Kind.COPY, Kind.OTHER):
         rehearse(model, found.draft)
-    made = DraftModel(
-        _shown(wanted), found.draft, found.gain, found.nbytes, model, cache, min(ids, wanted.spec.vocab), follows
-    )
-    made.guesses = Guesses(prices(found.target, found.draft))
-    if wanted.kind is Kind.HEAD and cache is not None:
-        made.reading = MtpReading(model, join_of(source.module), cache)
-        target.on_states = made.reading.see
-    if wanted.kind is Kind.ASSISTANT:
-        made.assistant = AssistantReading(model, target)
-        target.on_states = made.assistant.see
+    _listen(made, wanted.kind, target)
     yield made
+
+
+def _place(
+    wanted: DraftSource, found: Drafting, machine: Machine
+) -> Generator[float, None, HostPlacement | DevicePlacement]:
+    """Read the weights, and place them as planned."""
+    weights = yield from _make_weights(wanted, machine)
+    module, gpu = wanted.source.module, found.draft.gpu
+    host = HostPlacement(module, weights)
+    if gpu < 0:
+        return host
+    layers = without_kv(wanted.spec).kv_layers if wanted.kind in WITHOUT_CACHE else wanted.spec.kv_layers
+    placement = DevicePlacement(module, weights, found.draft, machine.accelerator(gpu), layers)
+    for fraction in placement.apply(found.draft):
+        yield 0.8 + 0.2 * fraction
+    machine.reserved[gpu] = found.nbytes
+    return placement
+
+
+def _make_weights(wanted: DraftSource, machine: Machine) -> Generator[float, None, HostWeights]:
+    """Read the weights, and convert them to a draft's format."""
+    for fraction in fill(wanted.source.module, wanted.source.weights):
+        yield 0.2 * fraction
+    weights = HostWeights(wanted.source, wanted.spec, DRAFT_FORMAT, machine.kernels, cache_folder())
+    for fraction in weights.make():
+        yield 0.2 + 0.6 * fraction
+    return weights
+
+
+def _listen(draft: DraftModel, kind: Kind, target: LanguageModel) -> None:
+    """Let a draft that reads the target's states see those of each pass."""
+    if kind is Kind.HEAD and draft.cache is not None:
+        draft.reading = MtpReading(draft.model, join_of(draft.model.module), draft.cache)
+        target.on_states = draft.reading.see
+    if kind is Kind.ASSISTANT:
+        draft.assistant = AssistantReading(draft.model, target)
+        target.on_states = draft.assistant.see
 
 
 def _warm_up(model: LanguageModel) -> None:
