@@ -1,7 +1,7 @@
 """Finds linears whose only input is the element-wise combination of one group's outputs: down after gate and up.
 
-It traces one more forward pass in which linears return proxies that remember their source for as long as only
-element-wise operations are applied.
+In a forward pass, linears return stand-ins that remember their source for as long as only element-wise operations are
+applied.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Derives the planner's specification of a model by tracing one forward pass of its meta tree with fake tensors.
+"""Derives the planner's specification of a model by tracing one forward pass of its meta tree, without values.
 
 No names are hard-coded: linears share an input if they receive the same tensor, and the KV cache's layers are those
 that the pass fills. Takes about 0.1 s, reads no weights and allocates no tensor memory.
@@ -6,8 +6,8 @@ that the pass fills. Takes about 0.1 s, reads no weights and allocates no tensor
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from typing import Any, Literal, cast
 
@@ -18,7 +18,6 @@ from torch.func import functional_call
 from transformers.cache_utils import DynamicCache
 from transformers.pytorch_utils import Conv1D
 
-from core.errors import UnsupportedModel
 from core.kernels.packed_width import packed_width
 from core.layers.kv_cache import cache_argument, is_packable
 from core.layers.latent_attention import EXPANDING, sizes_of
@@ -26,7 +25,7 @@ from core.layers.moe import fused_names
 from core.model.blueprint import cannot_be_planned, cannot_run, context_limit, decoder_layers
 from core.model.heads import with_heads
 from core.model.language_half import text_config
-from core.model.pairs import PairTrace
+from core.model.pairs import PairTrace, Traced
 from core.model.sight import sight_bytes
 from core.model.tables import other_tables
 from core.spec import KvLayer, LinearSpec, ModelSpec
@@ -41,10 +40,13 @@ STORED: dict[torch.dtype, Literal["bf16", "fp16", "fp32"]] = {
 }
 
 
+Pass = Callable[[Any, DynamicCache], None]
+
+
 def survey(module: Any, name: str = "") -> ModelSpec:
     """Return the specification of a causal language model on the meta device."""
-    trace = _Trace(module)
-    linears = with_heads(module, with_pairs(module, tuple(_linears(module, trace))), trace.cache)
+    trace = _traced(module)
+    linears = with_heads(module, with_pairs(trace.pairs, tuple(_linears(module, trace))), trace.cache)
     table = module.get_input_embeddings().weight
     head = _head_name(module, linears)
     tied = bool(head) and module.get_submodule(head).weight is table
@@ -95,46 +97,60 @@ def is_fused(module: nn.Module) -> bool:
 
 
 class _Trace:
-    """One forward pass on fake tensors: linears and fused experts in order, with their inputs, and the filled cache."""
+    """One forward pass without values: linears and fused experts in order, with their inputs, and the filled cache.
+    `pairs` is empty unless linears' outputs were followed."""
 
-    def __init__(self, module: Any) -> None:
+    def __init__(self, module: Any, run: Pass, *, followed: Collection[str] = ()) -> None:
         self.inputs: dict[str, Tensor | None] = {}  # keeps the tensors alive, so that ids are not reused
         self.cache = DynamicCache(config=module.config)
+        outputs = PairTrace({name: module.get_submodule(name) for name in followed})
+        # After the hooks that follow outputs, which give the linears they know tensors.
         handles = [
             child.register_forward_pre_hook(self._recorder(name))
             for name, child in module.named_modules()
             if is_linear(child) or is_fused(child)
         ]
         try:
-            _run(module, self.cache)
+            with _left_as_it_is(module), torch.no_grad():
+                run(module, self.cache)
         finally:
+            outputs.remove()
             for handle in handles:
                 handle.remove()
+        self.pairs = outputs.pairs
 
     def _recorder(self, name: str) -> Any:
-        def record(_: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-            self.inputs.setdefault(name, next(iter(inputs), None))
+        def record(_: nn.Module, inputs: tuple[Any, ...]) -> None:
+            given = next(iter(inputs), None)
+            self.inputs.setdefault(name, given.tensor if isinstance(given, Traced) else given)
 
         return record
 
 
-def _run(module: Any, cache: DynamicCache) -> None:
-    """Run one pass on fake tensors. Raises UnsupportedModel."""
+def _traced(module: Any) -> _Trace:
+    """Return a trace in the fastest way that the model allows. Raises UnsupportedModel."""
+    layers = _layer_numbers(module)
+    followed = [name for name, child in module.named_modules() if is_linear(child) and id(child) in layers]
+    for run in (_on_meta, _on_fakes):
+        # Masks that read values fail on the meta device, and some models reject stand-ins for outputs.
+        with suppress(Exception):
+            return _Trace(module, run, followed=followed)
+    return _Trace(module, _on_fakes)
+
+
+def _on_meta(module: Any, cache: DynamicCache) -> None:
+    """Run one pass on the meta device."""
+    _call(module, cache, torch.device("meta"))
+
+
+def _on_fakes(module: Any, cache: DynamicCache) -> None:
+    """Run one pass on fake tensors of the CPU, from which masks may read values. Raises UnsupportedModel."""
     # Imports sympy, which a start with known models avoids.
     from torch.fx.experimental.symbolic_shapes import GuardOnDataDependentSymNode, ShapeEnv
 
-    # The plain meta device fails where mask code reads values; fake CPU tensors with a shape environment do not.
-    fake = FakeTensorMode(shape_env=ShapeEnv(), allow_non_fake_inputs=True)
-    with _left_as_it_is(module), fake, torch.no_grad():
-        named = [*module.named_parameters(remove_duplicate=False), *module.named_buffers(remove_duplicate=False)]
-        values = {name: torch.empty(value.shape, dtype=value.dtype) for name, value in named}
-        options = {
-            "input_ids": torch.zeros(1, TRACED_TOKENS, dtype=torch.long),
-            cache_argument(module): cache,
-            "use_cache": True,
-        }
+    with FakeTensorMode(shape_env=ShapeEnv(), allow_non_fake_inputs=True):
         try:
-            functional_call(module, values, (), options, tie_weights=False)
+            _call(module, cache, torch.device("cpu"))
         except GuardOnDataDependentSymNode as error:
             raise cannot_be_planned(module) from error
         # Each architecture fails in its own way at invalid settings, or without a picture.
@@ -142,23 +158,26 @@ def _run(module: Any, cache: DynamicCache) -> None:
             raise cannot_run(module, error) from error
 
 
-def with_pairs(module: Any, linears: Sequence[LinearSpec]) -> tuple[LinearSpec, ...]:
-    """Mark the linears that read nothing but a whole group, and have as many columns as each of its linears has
-    rows."""
-    inner = {one.name: module.get_submodule(one.name) for one in linears if one.layer >= 0 and one.experts is None}
-    traced = PairTrace({name: child for name, child in inner.items() if is_linear(child)})
-    try:
-        _run(module, DynamicCache(config=module.config))
-    except UnsupportedModel:  # some models reject the proxies; they run without the optimisation
-        return tuple(linears)
-    finally:
-        traced.remove()
+def _call(module: Any, cache: DynamicCache, device: torch.device) -> None:
+    named = [*module.named_parameters(remove_duplicate=False), *module.named_buffers(remove_duplicate=False)]
+    values = {name: torch.empty(value.shape, dtype=value.dtype, device=device) for name, value in named}
+    options = {
+        "input_ids": torch.zeros(1, TRACED_TOKENS, dtype=torch.long, device=device),
+        cache_argument(module): cache,
+        "use_cache": True,
+    }
+    functional_call(module, values, (), options, tie_weights=False)
+
+
+def with_pairs(pairs: Mapping[str, frozenset[str]], linears: Sequence[LinearSpec]) -> tuple[LinearSpec, ...]:
+    """Mark the linears that read nothing but a whole group, and have as many columns as each of its linears has rows.
+    `pairs`: what each linear reads, as in `PairTrace`."""
     named, groups = {one.name: one for one in linears}, dict[int, set[str]]()
     for one in linears:
         groups.setdefault(one.group, set()).add(one.name)
 
     def after(linear: LinearSpec) -> int:
-        sources = traced.pairs.get(linear.name, frozenset())
+        sources = pairs.get(linear.name, frozenset())
         group = next((named[name].group for name in sources), -1)
         alike = all(named[name].rows == linear.columns for name in sources)
         return group if group >= 0 and alike and groups[group] == set(sources) else -1
@@ -182,7 +201,7 @@ def _left_as_it_is(module: nn.Module) -> Iterator[None]:
 
 def _linears(module: Any, trace: _Trace) -> Iterator[LinearSpec]:
     """Yield linears and fused experts in the order of the pass, then those that it did not reach."""
-    layer_of = {id(child): i for i, layer in enumerate(decoder_layers(module)) for child in layer.modules()}
+    layer_of = _layer_numbers(module)
     groups: dict[int | str, int] = {}
     children = {name: child for name, child in module.named_modules() if is_linear(child) or is_fused(child)}
     for name in dict.fromkeys((*trace.inputs, *children)):
@@ -196,6 +215,11 @@ def _linears(module: Any, trace: _Trace) -> Iterator[LinearSpec]:
         heads, keys = _latent_keys(module, name)
         bias = getattr(child, "bias", None) is not None
         yield LinearSpec(name, rows, columns, group, layer, has_bias=bias, key_heads=heads, key_rows=keys)
+
+
+def _layer_numbers(module: Any) -> dict[int, int]:
+    """Return the number of the decoder layer that each module lies in, by id."""
+    return {id(child): i for i, layer in enumerate(decoder_layers(module)) for child in layer.modules()}
 
 
 def _latent_keys(module: Any, name: str) -> tuple[int, int]:
