@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -49,11 +50,14 @@ def _shared_home(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session", autouse=True)
-def _all_are_known() -> Iterator[None]:
-    """Keep the specifications of all tiny models, which are more than a user has: a survey takes longer than most
-    replies."""
+def _all_are_known(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Keep the specifications of all tiny models, which are more than a user has, for all processes of this run: a
+    survey takes longer than most replies."""
+    own = tmp_path_factory.getbasetemp()
+    shared = own.parent if "PYTEST_XDIST_WORKER" in os.environ else own
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("core.model.spec_cache.KEPT_SPECS", 500)
+        patch.setattr("core.model.spec_cache.KEPT_SPECS", 1000)
+        patch.setattr("core.model.spec_cache.cache_folder", lambda: shared / "specifications")
         yield
 
 
