@@ -1,5 +1,6 @@
 import os
 import time
+from bisect import bisect_left
 from dataclasses import replace
 from functools import cache
 from itertools import pairwise
@@ -537,7 +538,7 @@ def test_nearly_twice_the_context_fits_with_a_kv_cache_of_8_bits() -> None:
 
     def longest(budget: Budget) -> int:
         lengths = range(1024, 400_000, 1024)
-        return max(length for length in lengths if fits(replace(budget, context=length)))
+        return lengths[bisect_left(lengths, True, key=lambda length: not fits(replace(budget, context=length))) - 1]
 
     def fits(budget: Budget) -> bool:
         plan = place(spec, LAPTOP, budget)
