@@ -22,6 +22,7 @@ from tests.app.dialog_screenshots import DIALOG_SCENES, HubStage
 from tests.app.picture_screenshots import PICTURE_SCENES
 from tests.app.screenshots import IN_GERMAN, SCENES, Stage
 from tests.app.tool_screenshots import TOOL_SCENES
+from tests.app.window_screenshots import WINDOW_SCENES
 
 SCALES = ("1", "2")
 
@@ -32,8 +33,10 @@ def scenes(mode: Mode) -> Iterator[tuple[str, Callable[[Any], None], Callable[[]
         yield name, scene, partial(Stage, mode)
         if name in IN_GERMAN:
             yield f"{name}_de", scene, partial(Stage, mode, language="de")
-    for name, shown in (TOOL_SCENES | PICTURE_SCENES).items():
+    for name, shown in (TOOL_SCENES | PICTURE_SCENES | WINDOW_SCENES).items():
         yield name, shown, partial(Stage, mode)
+        if name in WINDOW_SCENES:
+            yield f"{name}_de", shown, partial(Stage, mode, language="de")
     for name, play in DIALOG_SCENES.items():
         yield name, play, partial(HubStage, mode)
 

@@ -157,8 +157,9 @@ class UserMessage(MessageView):
         self._text.set_text(self.turn.content)
         waits = self.turn.end == WAITING
         self._waits.setText(tr("Waits for the reply in another conversation") if waits else "")
-        again = {"take_back"} if waits else {"regenerate"} if self.turn.end else set()
-        self.row.show_only({"edit", *({"copy"} if self.turn.content else set()), *again})
+        again = {"regenerate"} if self.turn.end else set()
+        copy = {"copy"} if self.turn.content else set()
+        self.row.show_only({"take_back"} if waits else {"edit", *copy, *again})
 
     def measure(self, width: int) -> int:
         self._text.setVisible(self.editor is None and bool(self.turn.content))

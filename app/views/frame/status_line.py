@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from PySide6.QtCore import Qt
 from PySide6.QtGui import QFontMetrics, QPainter, QPaintEvent
-from PySide6.QtWidgets import QHBoxLayout, QLabel, QSizePolicy, QWidget
+from PySide6.QtWidgets import QHBoxLayout, QWidget
 
 from app.engine.app_state import State
 from app.i18n import formatting
 from app.i18n.translator import tr
 from app.settings.theme import GROUP, INSIDE, RELATED, STATUS_LINE, Theme
-from app.views.controls.controls import Pane
+from app.views.controls.controls import ElidedLabel, Pane
 from core.events import Stats
 
 PHASES = {
@@ -65,8 +65,7 @@ class StatusLine(Pane):
         super().__init__(theme, "window", ("top",), parent)
         self._theme = theme
         self.setFixedHeight(STATUS_LINE)
-        self._phase = QLabel(self)
-        self._phase.setSizePolicy(QSizePolicy.Policy.Ignored, QSizePolicy.Policy.Preferred)
+        self._phase = ElidedLabel(self)
         self._first = Reading(
             theme, tr("First token"), "888.8 s", tr("Time from the question to the first token"), self
         )
@@ -84,7 +83,7 @@ class StatusLine(Pane):
 
     def show_state(self, state: State) -> None:
         """Show the phase and the reply's figures."""
-        self._phase.setText(_words(state))
+        self._phase.say("{}", _words(state))
         known = state.figures or Stats()
         self._first.show_text(formatting.seconds(known.ttft_s))
         limit = 0 if state.elsewhere else known.context_limit
