@@ -120,7 +120,7 @@ class Loading:
     fraction: float
 
 
-LOADING_PHASES = ("start", "read", "measure", "weights", "convert", "place", "tokenizer", "ready")
+LOADING_PHASES = ("start", "read", "tokenizer", "measure", "weights", "convert", "place", "ready")
 
 
 @dataclass(frozen=True)

@@ -49,6 +49,7 @@ class Opened:
     source: Source
     spec: ModelSpec
     machine: Machine
+    tokenizer: Tokenizer | None
     drafting: DraftSource | None
     options: LoadOptions
 
@@ -62,15 +63,17 @@ def load_model(
 
 
 def open_model(name: str | Path | None, options: LoadOptions) -> Generator[Loading, None, Opened]:
-    """Check the options, read the model's description and measure the machine; holds no memory of a device. Raises
-    HeteGenError."""
+    """Check the options, read the model's description and tokenizer, and measure the machine; holds no memory of a
+    device. Raises HeteGenError."""
     yield Loading("start", 0.0)
     check(options)
     drafting = open_draft(name, source := open_source(name), options)
     yield Loading("read", 0.02)
     spec = specification_of(source)
+    yield Loading("tokenizer", 0.04)
+    tokenizer = _tokenizer(source, drafting)
     yield Loading("measure", 0.05)
-    return Opened(source, spec, _machine(source, options), drafting, options)
+    return Opened(source, spec, _machine(source, options), tokenizer, drafting, options)
 
 
 def check_room(opened: Opened, present: LoadedModel) -> None:
@@ -91,7 +94,6 @@ def load_opened(opened: Opened, strategy: Strategy = "hetegen") -> Iterator[Load
         if isinstance(placement, DevicePlacement):
             cleanup.callback(placement.close)
             plan = yield from _place(plan, placement, source.files)
-        yield Loading("tokenizer", 0.9)
         loaded = LoadedModel(
             name=source.name,
             source=source,
@@ -102,7 +104,7 @@ def load_opened(opened: Opened, strategy: Strategy = "hetegen") -> Iterator[Load
             weights=weights,
             model=LanguageModel(source.module, placement),
             cache=placement.make_cache(source.module.config, plan),
-            tokenizer=_tokenizer(source, opened.drafting),
+            tokenizer=opened.tokenizer,
             sampling=from_generation_config(source.generation),
             profile=plan.profile,
             drafts=options.draft != NO_DRAFT,

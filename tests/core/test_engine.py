@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 import time
 import weakref
@@ -14,6 +15,7 @@ import psutil
 import pytest
 
 from core.engine import Engine
+from core.errors import ModelUnreadable
 from core.events import (
     LOADING_PHASES,
     Event,
@@ -158,7 +160,7 @@ def test_loading_gives_the_model_before_up(tmp_path: Path) -> None:
     events = engine.load(chat_model(tmp_path / "two", seed=1), ONE_THREAD)
     checked = list(takewhile(lambda event: not isinstance(event, Unloaded), events))
     assert before() is None
-    assert {event.phase for event in checked if isinstance(event, Loading)} == {"start", "read", "measure"}
+    assert {event.phase for event in checked if isinstance(event, Loading)} == {"start", "read", "tokenizer", "measure"}
     *_, second = events
     assert isinstance(second, Loaded)
 
@@ -187,6 +189,20 @@ def of_unknown_kind(folder: Path) -> LoadOptions:
     return ONE_THREAD
 
 
+def with_a_broken_tokenizer(folder: Path) -> LoadOptions:
+    (folder / "tokenizer.json").write_text("no tokenizer", "utf-8")
+    return ONE_THREAD
+
+
+def with_a_draft_of_other_tokens(folder: Path) -> LoadOptions:
+    draft = chat_model(folder.parent / "draft")
+    known = json.loads((draft / "tokenizer.json").read_text("utf-8"))
+    words = known["model"]["vocab"]
+    words["!"], words["#"] = words["#"], words["!"]
+    (draft / "tokenizer.json").write_text(json.dumps(known), "utf-8")
+    return replace(ONE_THREAD, draft=str(draft))
+
+
 def too_large(folder: Path) -> LoadOptions:
     return replace(ONE_THREAD, ram=1 << 10)
 
@@ -196,8 +212,12 @@ def with_too_long_a_context(folder: Path) -> LoadOptions:
 
 
 @pytest.mark.parametrize(
-    "broken", [missing, without_model, truncated, of_unknown_kind, too_large, with_too_long_a_context]
-)
+    "broken",
+    [
+        missing, without_model, truncated, of_unknown_kind, with_a_broken_tokenizer, with_a_draft_of_other_tokens,
+        too_large, with_too_long_a_context,
+    ],
+)  # fmt: skip
 def test_a_model_that_cannot_be_used_leaves_the_model_before(
     broken: Callable[[Path], LoadOptions], tmp_path: Path
 ) -> None:
@@ -221,12 +241,14 @@ def test_a_load_that_is_stopped_before_it_takes_memory_leaves_the_model_before(l
     assert ask(engine, Message("user", QUESTIONS[0]))[0]
 
 
-def test_a_model_that_breaks_while_it_is_loaded_leaves_none(tmp_path: Path) -> None:
+def test_a_model_that_breaks_while_it_is_loaded_leaves_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(*_: object) -> Iterator[float]:
+        raise ModelUnreadable("The disk is gone.")
+
     engine = Engine()
     *_, _loaded = engine.load(None, ONE_THREAD)
-    other = chat_model(tmp_path)
-    (other / "tokenizer.json").write_text("no tokenizer", "utf-8")
-    *events, failed = engine.load(other, ONE_THREAD)
+    monkeypatch.setattr("core.runtime.loader.fill", broken)
+    *events, failed = engine.load(chat_model(tmp_path), ONE_THREAD)
     assert Unloaded() in events
     assert isinstance(failed, Failed)
     (answer,) = engine.chat(Request((Message("user", "hi"),)))

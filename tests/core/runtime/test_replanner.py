@@ -297,7 +297,7 @@ def test_the_computers_own_memory_being_full_does_not_cost_the_card(
     assert text_of(list(engine.chat(ask()))) == expected
 
 
-@pytest.mark.parametrize("phase", ["convert", "place", "tokenizer"])
+@pytest.mark.parametrize("phase", ["convert", "place"])
 def test_a_load_that_is_stopped_gives_everything_back(engine: Engine, folder: Path, phase: str) -> None:
     before = threading.active_count()
     steps = load_model(folder, LoadOptions(context=512, simulate_gpu=CARD))
