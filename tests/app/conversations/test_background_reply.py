@@ -83,7 +83,7 @@ def test_it_is_written_to_its_end(qtbot: QtBot, app: Application, engine: Script
     assert isinstance(model, EntryModel)
     assert not model.index_of_open().isValid()
     go_on(qtbot, app, engine)
-    assert "First question" in listed(app)
+    assert "First question, new reply" in listed(app)
     assert find(app.window.status, Reading, "Context 0 of 8,192")
     qtbot.waitUntil(lambda: on_disk("assistant") == [("Half of it. The rest.", "stop")])
     app.library.open(first, "")

@@ -72,7 +72,7 @@ def test_it_is_shown_as_waiting_and_answered_when_the_engine_is_free(
     assert len(engine.requests) == 1
     go_on(qtbot, app, engine)
     assert texts(app) == ["Second question", "Second answer."]
-    assert {"First question", "Second question"} <= {*listed(app)}
+    assert {"First question, new reply", "Second question"} <= {*listed(app)}
     qtbot.waitUntil(lambda: not waits(app))
 
 
