@@ -7,11 +7,12 @@ from __future__ import annotations
 
 import gc
 import time
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from pathlib import Path
 
 from core.errors import BadRequest, HeteGenError
 from core.events import (
+    Checked,
     Counted,
     Event,
     Failed,
@@ -26,7 +27,7 @@ from core.events import (
     never,
 )
 from core.runtime.loaded_model import LoadedModel
-from core.runtime.loader import check_room, load_opened, open_model
+from core.runtime.loader import Opened, check_room, load_opened, open_model
 from core.runtime.prompt import prompt_ids
 from core.runtime.replanner import Replanner
 from core.runtime.reply import Reply
@@ -74,10 +75,25 @@ class Engine:
         except HeteGenError as error:
             yield Failed(error)
 
-    def _steps(self, source: str | Path | None, options: LoadOptions) -> Iterator[Loading | Unloaded | LoadedModel]:
+    def check(self, source: str | Path | None, options: LoadOptions = DEFAULTS) -> Iterator[Event]:
+        """Find out whether a model can be loaded in place of the one in use, which stays; a reply may be under way.
+        Yields Loading, then Checked or Failed."""
+        try:
+            opened = yield from self._open(source, options)
+            opened.machine.close()
+            yield Checked()
+        except HeteGenError as error:
+            yield Failed(error)
+
+    def _open(self, source: str | Path | None, options: LoadOptions) -> Generator[Loading, None, Opened]:
         opened = yield from open_model(source, options)
         if self.loaded is not None:
             check_room(opened, self.loaded)
+        return opened
+
+    def _steps(self, source: str | Path | None, options: LoadOptions) -> Iterator[Loading | Unloaded | LoadedModel]:
+        opened = yield from self._open(source, options)
+        if self.loaded is not None:
             self.close()
             yield Unloaded()
         yield from load_opened(opened)

@@ -124,6 +124,11 @@ LOADING_PHASES = ("start", "read", "tokenizer", "measure", "weights", "convert",
 
 
 @dataclass(frozen=True)
+class Checked:
+    """A model can be loaded in place of the one in use, as far as is known before its weights are read."""
+
+
+@dataclass(frozen=True)
 class Unloaded:
     """The model in use was given up, because another one is about to take its memory."""
 
@@ -276,6 +281,7 @@ class Failed:
 
 Event = (
     Loading
+    | Checked
     | Unloaded
     | Loaded
     | Prefill

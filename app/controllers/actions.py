@@ -123,9 +123,9 @@ class Actions(QObject):
             case "retry":
                 self._session.retry()
             case "reload":
-                self._session.reload()
+                self._session.load_wished(self._session.model.wished)
             case "former":
-                self._session.load_former()
+                self._session.load_wished(self._session.model.former)
             case "answered":
                 self._library.open(self._session.answered.id, "")
             case "regenerate" if rows:

@@ -9,16 +9,19 @@ import logging
 from dataclasses import dataclass, replace
 from typing import Any
 
-from PySide6.QtCore import QObject, Signal, Slot
+from PySide6.QtCore import QObject, QTimer, Signal, Slot
 
 from app.engine.app_state import GUIDE, Phase, State, name_of
 from app.engine.task_thread import Defect
 from app.engine.worker import Worker
 from app.notices import notices
 from core.errors import HeteGenError
-from core.events import Event, Failed, Finished, Loaded, Loading, LoadOptions, Replanned, Unloaded
+from core.events import Checked, Event, Failed, Finished, Loaded, Loading, LoadOptions, Replanned, Unloaded
 
 log = logging.getLogger(__name__)
+
+PATIENCE_MS = 4000
+"""How long a check may wait for its turn; then the model is loaded, which stops the reply."""
 
 
 @dataclass(frozen=True)
@@ -32,13 +35,16 @@ class Wished:
 class ModelSession(QObject):
     """Loads the model and tracks its state.
 
-    Signals: `changed(State)`; `notice(Notice)`; `withdrawn(Notice)` when a notice no longer applies; `ready(Loaded)`
-    after a load; `ended` when a load fails or is cancelled.
+    Signals: `changed(State)`; `notice(Notice)`; `withdrawn(Notice)` when a notice no longer applies; `checked(Wished)`
+    when a model is to be loaded that was checked, `refused` when one cannot be; `ready(Loaded)` after a load; `ended`
+    when a load fails or is cancelled.
     """
 
     changed = Signal(object)
     notice = Signal(object)
     withdrawn = Signal(object)
+    checked = Signal(object)
+    refused = Signal()
     ready = Signal(object)
     ended = Signal()
 
@@ -46,7 +52,10 @@ class ModelSession(QObject):
         super().__init__()
         self.state = State()
         self._worker = worker
-        self._load_ticket = self._plan_ticket = 0
+        self._load_ticket = self._plan_ticket = self._check_ticket = 0
+        # A reply that does not go on, such as that of a server which is gone, gives no room for a check.
+        self._patience = QTimer(self, singleShot=True, interval=PATIENCE_MS)
+        self._patience.timeout.connect(self._on_checked)
         self.wished: Wished | None = None
         """What was to be loaded last, whether it could be or not."""
         self.former: State | None = None
@@ -62,8 +71,17 @@ class ModelSession(QObject):
         """Replace these fields of the state and emit `changed`."""
         self._set(replace(self.state, **fields))
 
+    def check(self, source: str, options: LoadOptions) -> None:
+        """Find out whether another model can be loaded, while the reply goes on."""
+        self._withdraw()
+        self.wished = Wished(source, options)
+        self._check_ticket = self._worker.check(source, options)
+        self._patience.start()
+        self.change(candidate=source, loading=Loading("read", 0))
+
     def load(self, source: str, options: LoadOptions) -> None:
         """Load another model. The one in use answers again if the new one turns out to be unusable in time."""
+        self._end_check()
         self._load_ticket = self._worker.load(source, options)
         self._withdraw()
         if self.state.phase not in ("empty", "loading"):
@@ -77,9 +95,15 @@ class ModelSession(QObject):
         )  # fmt: skip
 
     def cancel_load(self) -> None:
-        """Cancel the running load."""
-        if self.state.phase == "loading":
+        """Cancel the running load, or the check before it."""
+        if self.state.candidate:
+            self._refuse(notices.load_cancelled(name_of(self.state.candidate)))
+        elif self.state.phase == "loading":
             self._worker.stop_all()
+
+    def close(self) -> None:
+        """Wait for nothing any more."""
+        self._patience.stop()
 
     def replan(self, options: LoadOptions) -> None:
         """Apply other memory limits to the loaded model; its weights move after the running reply."""
@@ -123,8 +147,41 @@ class ModelSession(QObject):
             self._former_answers = False
         elif ticket == self._load_ticket:
             self._on_load_event(event)
+        elif ticket == self._check_ticket:
+            self._on_check_event(event)
         elif ticket == self._plan_ticket:
             self._on_plan_event(event)
+
+    def _on_check_event(self, event: Event) -> None:
+        match event:
+            case Loading():
+                self._patience.stop()
+                self.change(loading=event)
+            case Checked():
+                self._on_checked()
+            case Failed(error):
+                log.warning("The model cannot be loaded: %s", error)
+                self._refuse(notices.for_load(error))
+            case _:
+                pass
+
+    @Slot()
+    def _on_checked(self) -> None:
+        self._end_check()
+        self.checked.emit(self.wished)
+
+    def _refuse(self, notice: notices.Notice) -> None:
+        """Keep the model in use: another one was found to be unusable."""
+        self._end_check()
+        self._told = notice if self.state.model is None else notices.with_model(notice, self.state.model.name)
+        self.notice.emit(self._told)
+        self.refused.emit()
+
+    def _end_check(self) -> None:
+        self._patience.stop()
+        self._check_ticket = 0
+        if self.state.candidate:
+            self.change(candidate="", loading=None)
 
     def _on_load_event(self, event: Event) -> None:
         match event:
@@ -180,6 +237,8 @@ class ModelSession(QObject):
     def _on_failed(self, ticket: int, error: HeteGenError) -> None:
         if ticket == self._load_ticket:
             self._end_load(notices.for_defect(error.details) if isinstance(error, Defect) else notices.for_load(error))
+        elif ticket == self._check_ticket:
+            self._refuse(failure_notice(error))
         elif ticket == self._plan_ticket:
             self.notice.emit(failure_notice(error))
 

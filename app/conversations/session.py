@@ -14,7 +14,7 @@ from PySide6.QtCore import QObject, Signal, Slot
 
 from app.conversations.chat_model import ChatModel
 from app.conversations.conversation import CALLED, COUNTS, PARTS, Conversation, Turn
-from app.conversations.model_session import ModelSession, failure_notice
+from app.conversations.model_session import ModelSession, Wished, failure_notice
 from app.conversations.passages import FindParts, no_parts
 from app.conversations.receipt import receipt
 from app.conversations.tool_loop import CallCollector, ToolLoop
@@ -87,6 +87,8 @@ class Session(QObject):
         """The sampling of the last request; the settings may change while its reply is written."""
         self.model.changed.connect(self.changed)
         self.model.notice.connect(self.notice)
+        self.model.checked.connect(self._on_checked)
+        self.model.refused.connect(self._ask_next)
         self.model.ready.connect(self._on_ready)
         self.model.ended.connect(self._on_load_ended)
         chat.opened.connect(self._on_opened)
@@ -100,20 +102,23 @@ class Session(QObject):
         return self.model.state
 
     def load(self, source: str, options: LoadOptions) -> None:
-        """Load another model. A running reply is stopped and kept; a waiting question is answered by the new model."""
-        if self._asked is None:
-            self._leave_reply()
-        self.model.load(source, options)
+        """Load another model, which answers waiting questions. A running reply goes on until it is known that the model
+        can be loaded; it is then stopped, and kept."""
+        if self.state.busy and self._asked is None:
+            self.model.check(source, options)
+        else:
+            self.model.load(source, options)
 
-    def reload(self) -> None:
-        """Try again to load the model that was to be loaded last."""
-        if (wished := self.model.wished) is not None:
+    def load_wished(self, wished: Wished | State | None) -> None:
+        """Load a model again: the one that was to be loaded last, or the one that was given up for it."""
+        if wished is not None:
             self.load(wished.source, wished.options)
 
-    def load_former(self) -> None:
-        """Load the model that was given up for one that could not be loaded."""
-        if (former := self.model.former) is not None:
-            self.load(former.source, former.options)
+    @Slot(object)
+    def _on_checked(self, wished: Wished) -> None:
+        if self._asked is None:
+            self._leave_reply()
+        self.model.load(wished.source, wished.options)
 
     def retry(self) -> None:
         """Write the reply that failed, else the last one, again, also of a conversation that is not shown."""
@@ -126,10 +131,7 @@ class Session(QObject):
         return self.answered if id == self.answered.id else self._waiting.conversation(id)
 
     def stop(self) -> None:
-        """Stop the reply of the conversation shown, or give up its question that waits.
-
-        A reply that cannot be seen goes on; the user is told where.
-        """
+        """Stop the reply of the conversation shown, or give up its waiting question; tell where else a reply runs."""
         if self.conversation.id in self.state.waiting:
             self._waiting.take_back(self.conversation.id)
         elif self.state.elsewhere:
@@ -151,8 +153,7 @@ class Session(QObject):
         self._waiting.take_back(id)
         if id != self.answered.id:
             return
-        was_busy = self.state.busy
-        if was_busy:
+        if was_busy := self.state.busy:
             self._worker.stop(self._chat_ticket)
             self._leave_reply()
             self._give_up("stopped")
@@ -166,6 +167,7 @@ class Session(QObject):
     def end(self) -> None:
         """Stop everything at the end of the program; what was said so far is kept."""
         self._worker.stop_all()
+        self.model.close()
         self.tools.stop()
         self._give_up("stopped")
         self._waiting.take_all_back()
@@ -259,13 +261,13 @@ class Session(QObject):
 
     def _answer(self, conversation: Conversation, question: Turn) -> None:
         """Have a question answered, now or after what is being answered."""
-        if self.state.busy:
+        if self.state.occupied:
             self._waiting.put(conversation, question)
         else:
             self._begin(conversation, question)
 
     def _ask_next(self) -> None:
-        if (waited := self._waiting.next()) is not None:
+        if not self.state.occupied and (waited := self._waiting.next()) is not None:
             self._begin(*waited)
 
     def _begin(self, conversation: Conversation, last: Turn) -> None:

@@ -27,6 +27,8 @@ class State:
     source: str = ""
     model: Loaded | None = None
     loading: Loading | None = None
+    candidate: str = ""
+    """The source of a model that is checked while the present one replies, "" = none."""
     prefill: Prefill | None = None
     stats: Stats | None = None
     begun: bool = False
@@ -46,6 +48,11 @@ class State:
     def busy(self) -> bool:
         """Whether a reply runs or is awaited."""
         return self.asked or self.phase in ("reading", "replying", "calling")
+
+    @property
+    def occupied(self) -> bool:
+        """Whether a question has to wait: for a reply, or until it is known which model answers it."""
+        return self.busy or bool(self.candidate)
 
     @property
     def elsewhere(self) -> bool:

@@ -25,6 +25,10 @@ class RoutedEngine:
                 self._use(is_remote)
             yield event
 
+    def check(self, source: str, options: LoadOptions) -> Iterator[Event]:
+        """Find out with its engine whether `source` can be loaded."""
+        return self._engine_for(source.startswith(PREFIX)).check(source, options)
+
     def chat(self, request: Request, stop: Stop) -> Iterator[Event]:
         """Answer with the model loaded last."""
         return self._engine.chat(request, stop)

@@ -60,7 +60,7 @@ class _Runner(QObject):
         try:
             result = None
             if self._runs_stopped or not job.stopped.is_set():
-                result = job.work(job.stopped.is_set, lambda news: self._tell(job.ticket, news))
+                result = job.work(job.stopped.is_set, lambda news: self.tell(job.ticket, news))
             self.done.emit(job.ticket, result)
         except Stopped:
             self.done.emit(job.ticket, None)
@@ -71,7 +71,7 @@ class _Runner(QObject):
             log.error("A job of the thread %s failed unexpectedly:\n%s", self.thread().objectName(), defect.details)
             self.failed.emit(job.ticket, defect)
 
-    def _tell(self, ticket: int, news: object) -> None:
+    def tell(self, ticket: int, news: object) -> None:
         self.news.append((ticket, news))
         if len(self.news) == 1:  # counted after appending: the other thread may have taken everything just before
             self.has_news.emit()
@@ -136,6 +136,10 @@ class TaskThread(QObject):
         self._waiting[job.ticket] = job
         self._order.emit(job)
         return job.ticket
+
+    def tell(self, ticket: int, news: object) -> None:
+        """Tell news of a waiting job; called in the thread, by the job that runs."""
+        self._runner.tell(ticket, news)
 
     def stop(self, ticket: int) -> None:
         """Ask one job to stop; no effect if it has ended."""

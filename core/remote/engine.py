@@ -12,6 +12,7 @@ from typing import Any
 from core.documents.document import data_url
 from core.errors import BadRequest, HeteGenError, ModelNotFound, NetworkError
 from core.events import (
+    Checked,
     Counted,
     Event,
     Failed,
@@ -62,6 +63,15 @@ class RemoteEngine:
             yield replace(found, load_s=time.perf_counter() - began)
         except Stopped:
             yield Finished("stopped", Stats())
+        except HeteGenError as error:
+            yield Failed(error)
+
+    def check(self, source: str | Path | None, options: LoadOptions) -> Iterator[Event]:
+        """Find out whether the server is there and has the model. Yields Checked or Failed."""
+        try:
+            endpoint = parse_source(str(source))
+            _find(self._connection(endpoint), endpoint.model, never)
+            yield Checked()
         except HeteGenError as error:
             yield Failed(error)
 

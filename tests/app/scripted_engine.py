@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
 from core.events import (
+    Checked,
     Counted,
     Event,
     Finished,
@@ -41,6 +42,8 @@ class ScriptedEngine:
         self.load_events: Sequence[Event] = list(load) if load is not None else [Loading("weights", 0.5), MODEL]
         self.requests: list[Request] = []
         self.sources: list[str] = []
+        self.check_events: Sequence[Event] = [Loading("read", 0.02), Checked()]
+        self.checked: list[str] = []
         self.threads: set[int] = set()
         self.gate = threading.Event()
         self.gate.set()
@@ -52,6 +55,10 @@ class ScriptedEngine:
     def load(self, source: str, options: LoadOptions, stop: Stop) -> Iterator[Event]:
         self.sources.append(source)
         yield from self._play(self.load_events, stop)
+
+    def check(self, source: str, options: LoadOptions) -> Iterator[Event]:
+        self.checked.append(source)
+        yield from self.check_events
 
     def chat(self, request: Request, stop: Stop) -> Iterator[Event]:
         self.requests.append(request)

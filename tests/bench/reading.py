@@ -22,7 +22,7 @@ from app.application import Application, StartOptions
 from app.conversations.conversation import Conversation, Turn
 from app.settings.theme import Theme
 from app.views.chat.body import Body
-from core.events import Event, Finished, Loaded, LoadOptions, Piece, Prefill, Request, Stats, Stop
+from core.events import Checked, Event, Finished, Loaded, LoadOptions, Piece, Prefill, Request, Stats, Stop
 from tests.app.bad_markdown import HOSTILE
 from tests.app.scripted_engine import MODEL
 from tests.app.waiting import until
@@ -57,6 +57,9 @@ class PacedEngine:
     def load(self, source: str, options: LoadOptions, stop: Stop) -> Iterator[Event]:
         loaded: Loaded = MODEL
         yield loaded
+
+    def check(self, source: str, options: LoadOptions) -> Iterator[Event]:
+        yield Checked()
 
     def chat(self, request: Request, stop: Stop) -> Iterator[Event]:
         yield Prefill(1, 1, 0)

@@ -18,6 +18,7 @@ from core.engine import Engine
 from core.errors import ModelUnreadable
 from core.events import (
     LOADING_PHASES,
+    Checked,
     Event,
     Failed,
     Finished,
@@ -231,6 +232,26 @@ def test_a_model_that_cannot_be_used_leaves_the_model_before(
     again, last = ask(engine, question)
     assert again == reply
     assert last.stats.reused_tokens, "what it has read is not read again"
+
+
+@pytest.mark.parametrize("broken", [of_unknown_kind, with_a_broken_tokenizer, too_large])
+def test_a_check_during_a_reply_changes_no_token(broken: Callable[[Path], LoadOptions], tmp_path: Path) -> None:
+    engine = Engine()
+    *_, _loaded = engine.load(None, ONE_THREAD)
+    question = Message("user", QUESTIONS[0])
+    expected, _ = ask(engine, question)
+    good, bad = chat_model(tmp_path / "good"), chat_model(tmp_path / "bad")
+    options = broken(bad)
+    pieces: list[str] = []
+    for event in engine.chat(Request((question,), GREEDY)):
+        if isinstance(event, Piece):
+            pieces.append(event.text)
+        if len(pieces) in (1, 3):
+            *_, fine = engine.check(good, ONE_THREAD)
+            *_, failed = engine.check(bad, options)
+            assert fine == Checked()
+            assert isinstance(failed, Failed)
+    assert "".join(pieces) == expected
 
 
 def test_a_load_that_is_stopped_before_it_takes_memory_leaves_the_model_before(large: Path) -> None:

@@ -28,6 +28,8 @@ PHASES = {
     "ready": "Almost ready",
 }
 MOST = 3
+FEW = 110
+"""Longest text, in characters, with a button beside it."""
 UNIT = re.compile(r"(?<=okens)/s\b")
 """The end of a rate, "tokens/s", where no line may be broken."""
 LEAVES_AFTER_MS = 15_000
@@ -80,7 +82,7 @@ class NoticeCard(BarCard):
         if notice.action:
             button = QPushButton(notice.button, self)
             button.clicked.connect(self._on_pressed)
-            row.addWidget(button)
+            self._place_button(row, words, button)
         close = IconButton(theme, "close", tr("Close"), self)
         close.clicked.connect(self.closed)
         row.addWidget(close)
@@ -89,6 +91,18 @@ class NoticeCard(BarCard):
         self._leaves.timeout.connect(self._on_time)
         if notice.tone == "info" and not notice.action:
             self._leaves.start()
+
+    def _place_button(self, row: QHBoxLayout, words: QLabel, button: QPushButton) -> None:
+        """Put the button beside few words, and below many, which would become a narrow column."""
+        if len(words.text()) <= FEW:
+            row.addWidget(button)
+            return
+        row.removeWidget(words)
+        column = QVBoxLayout()
+        column.setSpacing(RELATED)
+        column.addWidget(words)
+        column.addWidget(button, 0, Qt.AlignmentFlag.AlignLeft)
+        row.addLayout(column, 1)
 
     @Slot()
     def _on_time(self) -> None:
@@ -138,7 +152,7 @@ class LoadCard(BarCard):
 
     def show_state(self, state: State) -> None:
         """Show the load's progress; hide the card if there is no load."""
-        loading = state.loading if state.phase == "loading" else None
+        loading = state.loading if state.candidate or state.phase == "loading" else None
         if loading is None:
             self.hide()
             return
@@ -146,7 +160,8 @@ class LoadCard(BarCard):
             self.show()
         if loading.phase != self._phase:
             self._phase, self._began, self._from = loading.phase, time.monotonic(), loading.fraction
-        self._words.say(f"{tr(PHASES.get(loading.phase, loading.phase))} · {{}}", name_of(state.source))
+        name = name_of(state.candidate or state.source)
+        self._words.say(f"{tr(PHASES.get(loading.phase, loading.phase))} · {{}}", name)
         self._bar.setValue(round(loading.fraction * 1000))
         self._left.setText(f"{formatting.percent(loading.fraction * 100)}{self._remaining(loading.fraction)}")
         self._left.setStyleSheet(f"color: {self.theme.colours.muted};")

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 from app.engine.routed_engine import RoutedEngine
 from core.errors import ModelNotFound
-from core.events import Event, Failed, Loaded, LoadOptions, Message, Piece, Request, never
+from core.events import Checked, Event, Failed, Loaded, LoadOptions, Message, Piece, Request, never
 
 ASK = Request((Message("user", "hi"),))
 
@@ -24,6 +24,10 @@ class Named:
             yield Failed(ModelNotFound("It is not there."))
         else:
             yield Loaded(source, "", "", 0, 0, 0, 0.0)
+
+    def check(self, source: str, options: LoadOptions) -> Iterator[Event]:
+        self._log.append(f"{self._name} checks {source}")
+        yield Checked()
 
     def chat(self, request: Request, stop: object) -> Iterator[Event]:
         yield Piece(self._name)
@@ -50,6 +54,16 @@ def test_the_source_decides_who_answers() -> None:
     assert log == ["remote made", f"remote loads {far}", "local made", "local loads a/folder", "remote closed"]
     engine.close()
     assert log[-1] == "local closed"
+
+
+def test_a_check_changes_nobody_who_answers() -> None:
+    log: list[str] = []
+    engine = RoutedEngine(lambda: Named("local", log), lambda: Named("remote", log))
+    list(engine.load("a/folder", LoadOptions(), never))
+    far = "remote:http://box:8000/v1#big"
+    assert list(engine.check(far, LoadOptions())) == [Checked()]
+    assert list(engine.chat(ASK, never)) == [Piece("local")]
+    assert log[2:] == ["remote made", f"remote checks {far}"]
 
 
 def test_a_model_that_cannot_be_loaded_leaves_who_answered_before() -> None:

@@ -195,7 +195,7 @@ def test_a_model_that_cannot_be_read_gives_a_notice_and_the_next_one_loads(qtbot
 
 
 def test_another_model_in_mid_reply_keeps_the_reply_and_can_be_cancelled(qtbot: QtBot, start: Start) -> None:
-    engine = ScriptedEngine([Piece("Half of it"), *answer("more")], answer("Whole."))
+    engine = ScriptedEngine([Piece("Half of it"), *[Piece(".")] * 100_000], answer("Whole."))
     engine.pause_at = 2
     app = start(engine)
     app.window.composer.submitted.emit("Go")
@@ -206,7 +206,8 @@ def test_another_model_in_mid_reply_keeps_the_reply_and_can_be_cancelled(qtbot: 
     qtbot.waitUntil(lambda: app.session.state.loading == engine.load_events[0])
     assert app.session.state.phase == "loading"
     assert app.window.notices.load.isVisible()
-    assert (app.chat.turn(1).content, app.chat.turn(1).end) == ("Half of it", "stopped")
+    assert app.chat.turn(1).content.startswith("Half of it.")
+    assert app.chat.turn(1).end == "stopped"
     app.session.model.cancel_load()
     ready(qtbot, app)
     engine.pause_at = None

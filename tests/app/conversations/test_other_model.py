@@ -1,0 +1,125 @@
+"""Another model is chosen while a reply is written: the reply is stopped only for one that can be loaded."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+from PySide6.QtWidgets import QPushButton
+from pytestqt.qtbot import QtBot
+
+from app.application import Application
+from core.errors import ModelUnreadable
+from core.events import Checked, Failed, Finished, Loading, Piece, Prefill
+from tests.app.conftest import Start
+from tests.app.conversations.test_background_reply import texts
+from tests.app.find import find
+from tests.app.scripted_engine import END, MODEL, ScriptedEngine, answer, ask
+
+OTHER = replace(MODEL, name="Other-8B")
+HALF = [Prefill(1, 1, 0), Piece("Half "), Piece("of ")]
+
+
+@pytest.fixture
+def engine() -> ScriptedEngine:
+    """Pause in the middle of the first reply."""
+    engine = ScriptedEngine([*HALF, Piece("it."), Finished("stop", END)], answer("Another."))
+    engine.pause_at = len(HALF)
+    return engine
+
+
+@pytest.fixture
+def app(qtbot: QtBot, start: Start, engine: ScriptedEngine) -> Application:
+    """Provide a window with a reply that is half written."""
+    return half_way(qtbot, start, engine)
+
+
+@pytest.fixture(autouse=True)
+def patient(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("app.conversations.model_session.PATIENCE_MS", 60_000)
+
+
+def half_way(qtbot: QtBot, start: Start, engine: ScriptedEngine) -> Application:
+    app = start(engine)
+    app.window.composer.submitted.emit("A question")
+    qtbot.waitUntil(lambda: texts(app) == ["A question", "Half of "])
+    engine.pause_at = None
+    return app
+
+
+def test_one_that_cannot_be_loaded_stops_nothing(qtbot: QtBot, app: Application, engine: ScriptedEngine) -> None:
+    engine.check_events = [Loading("read", 0.02), Failed(ModelUnreadable("It is gone."))]
+    app.window.model_chosen.emit("some/other")
+    assert app.session.state.phase == "replying"
+    assert app.window.notices.load.isVisible(), "what happens to the press is shown at once"
+    engine.gate.set()
+    qtbot.waitUntil(lambda: not app.session.state.busy)
+    assert texts(app) == ["A question", "Half of it."]
+    qtbot.waitUntil(lambda: bool(app.window.notices.notices))
+    (notice,) = app.window.notices.notices
+    assert notice.sentence.endswith(f"{MODEL.name} stays loaded.")
+    assert not app.window.notices.load.isVisible()
+    assert engine.sources == ["some/model"]
+    ask(qtbot, app, "And again?")
+    assert texts(app)[-1] == "Another."
+
+
+def test_one_that_can_be_loaded_stops_the_reply_and_answers_the_next(
+    qtbot: QtBot, start: Start, engine: ScriptedEngine
+) -> None:
+    engine.replies[0] = [*HALF, *[Piece("and more ")] * 100_000, Finished("stop", END)]
+    app = half_way(qtbot, start, engine)
+    engine.load_events = [Loading("weights", 0.5), OTHER]
+    app.window.model_chosen.emit("some/other")
+    engine.gate.set()
+    qtbot.waitUntil(lambda: app.session.state.model == OTHER)
+    assert app.chat.turn(1).end == "stopped"
+    assert app.chat.turn(1).content.startswith("Half of and more")
+    assert app.session.state.candidate == ""
+    assert engine.sources == ["some/model", "some/other"]
+    ask(qtbot, app, "And again?")
+    assert texts(app)[-1] == "Another."
+
+
+def test_a_check_can_be_cancelled(qtbot: QtBot, app: Application, engine: ScriptedEngine) -> None:
+    app.window.model_chosen.emit("some/other")
+    find(app.window.notices.load, QPushButton, "Cancel").click()
+    engine.gate.set()
+    qtbot.waitUntil(lambda: not app.session.state.busy)
+    qtbot.waitUntil(lambda: not app.worker.busy)
+    assert texts(app) == ["A question", "Half of it."]
+    assert engine.sources == ["some/model"]
+
+
+def test_a_reply_that_hangs_does_not_keep_its_model(
+    qtbot: QtBot, start: Start, engine: ScriptedEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("app.conversations.model_session.PATIENCE_MS", 0)
+    app = half_way(qtbot, start, engine)
+    engine.load_events = [OTHER]
+    app.window.model_chosen.emit("some/other")
+    qtbot.waitUntil(lambda: app.session.state.phase == "loading")
+    assert app.chat.turn(1).end == "stopped"
+    engine.gate.set()
+    qtbot.waitUntil(lambda: app.session.state.model == OTHER)
+
+
+def test_closing_the_window_waits_for_no_check(qtbot: QtBot, app: Application) -> None:
+    app.window.model_chosen.emit("some/other")
+    app.window.close()
+    assert app.chat.turn(1).end == "stopped"
+
+
+@pytest.mark.parametrize("usable", [True, False])
+def test_a_waiting_question_is_answered_by_the_model_that_stays(
+    qtbot: QtBot, app: Application, engine: ScriptedEngine, usable: bool
+) -> None:
+    engine.check_events = [Checked() if usable else Failed(ModelUnreadable("It is gone."))]
+    engine.load_events = [OTHER]
+    app.commands.act("new_chat")
+    app.window.composer.submitted.emit("Another question")
+    app.window.model_chosen.emit("some/other")
+    engine.gate.set()
+    qtbot.waitUntil(lambda: len(texts(app)) == 2 and not app.session.state.busy)
+    assert texts(app) == ["Another question", "Another."]
+    assert app.chat.turn(1).receipt["model"] == (OTHER if usable else MODEL).name
