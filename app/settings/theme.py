@@ -283,6 +283,7 @@ QPushButton:focus {{ border-color: {c.accent}; }}
 QPushButton:disabled {{ color: {c.muted}; }}
 QPushButton[primary="true"] {{ background: {c.accent}; color: {c.on_accent}; border-color: {c.accent}; }}
 QPushButton[primary="true"]:disabled {{ background: {c.hover}; color: {c.muted}; border-color: {c.border}; }}
+QLineEdit, QPlainTextEdit {{ placeholder-text-color: {c.muted}; }}
 QLineEdit, QSpinBox, QDoubleSpinBox, QComboBox {{ background: {c.raised}; color: {c.text};
     border: {LINE}px solid {c.border}; border-radius: {BUTTON_RADIUS}px; padding: 0 {RELATED}px;
     min-height: {TARGET}px; selection-background-color: {c.selection}; selection-color: {c.text}; }}

@@ -70,6 +70,7 @@ class Body(QWidget):
             self._heights[segment] = (width, height)
             gap = 0 if top == 0 else RELATED
             segment.setGeometry(left, top + gap, width - left, height)
+            segment.show()  # not before: it would lie over the first lines
             top += gap + height
         return top
 
@@ -159,7 +160,6 @@ class Body(QWidget):
         edit = segment.edit if isinstance(segment, CodeView) else segment
         edit.installEventFilter(self)
         edit.viewport().installEventFilter(self)
-        segment.show()
 
     def edits(self) -> list[Edit]:
         """Return the text widgets of prose and code, from top to bottom."""

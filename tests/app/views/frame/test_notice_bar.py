@@ -1,14 +1,16 @@
 """Notices leave by themselves only if they ask for nothing."""
 
 import pytest
+from PySide6.QtCore import QPoint
 from PySide6.QtGui import QTextLayout
-from PySide6.QtWidgets import QLabel
+from PySide6.QtWidgets import QLabel, QPushButton
 from pytestqt.qtbot import QtBot
 
 from app.notices.notices import Notice
 from app.settings.theme import Theme
 from app.views.frame import notice_bar
 from app.views.frame.notice_bar import NoticeBar
+from tests.app.find import find
 
 INFORMS = Notice("Imported", "Three conversations were added.", "info")
 ASKS = Notice("No model is loaded", "Load one to get an answer.", "info", "models", "Choose a model")
@@ -44,3 +46,18 @@ def lines_at(label: QLabel, width: int) -> list[str]:
         lines.append(label.text()[line.textStart() : line.textStart() + line.textLength()].lstrip("\u2060"))
     layout.endLayout()
     return lines
+
+
+@pytest.mark.parametrize("times", [1, 6])
+def test_many_words_have_the_whole_width_and_few_the_button_beside_them(qtbot: QtBot, times: int) -> None:
+    bar = NoticeBar(Theme())
+    qtbot.addWidget(bar)
+    bar.resize(600, 300)
+    bar.add(Notice("Full", "The memory is full. " * times, "error", "models", "Open another model…"))
+    bar.show()
+    label = next(each for each in bar.findChildren(QLabel) if "memory" in each.text())
+    button = find(bar, QPushButton, "Open another model…")
+    qtbot.waitUntil(lambda: button.x() > 0 and label.width() > 100)
+    beside = button.mapTo(bar, QPoint()).x() > label.mapTo(bar, QPoint()).x()
+    assert beside == (times == 1)
+    assert label.height() >= label.heightForWidth(label.width()), "no line is cut"
