@@ -13,7 +13,19 @@ from typing import Any
 import pytest
 
 from core.errors import BadRequest, HeteGenError, KeyRefused, ModelNotFound, NetworkError
-from core.events import Event, Failed, Finished, Loaded, LoadOptions, Message, Piece, Request, Sampling, ToolCallPiece
+from core.events import (
+    Checked,
+    Event,
+    Failed,
+    Finished,
+    Loaded,
+    LoadOptions,
+    Message,
+    Piece,
+    Request,
+    Sampling,
+    ToolCallPiece,
+)
 from core.remote.check import check
 from core.remote.endpoint import Endpoint, base_url, parse_source
 from core.remote.engine import RemoteEngine
@@ -227,6 +239,17 @@ def test_a_context_that_is_no_number_is_not_known(entry: dict[str, Any]) -> None
         *_, last = RemoteEngine().load(Endpoint(url, "m").source, LoadOptions())
     assert isinstance(last, Loaded)
     assert last.context == 0
+
+
+def test_a_check_finds_out_what_a_load_would_and_changes_nothing() -> None:
+    with fake(lambda handler: handler.stream(delta(content="hi"), ended())) as (url, seen):  # type: ignore[attr-defined]
+        engine = loaded(url)
+        assert list(engine.check(Endpoint(url, "big/model").source, LoadOptions())) == [Checked()]
+        (failed,) = engine.check(Endpoint(url, "other").source, LoadOptions())
+        assert isinstance(failed, Failed)
+        assert isinstance(failed.error, ModelNotFound)
+        assert said(list(engine.chat(ASK))) == "hi"
+        assert [one["model"] for one in seen] == ["big/model"]
 
 
 def test_models_are_found_by_name_or_believed() -> None:
