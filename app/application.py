@@ -162,6 +162,7 @@ class Application(QObject):
         window.model_chosen.connect(self.load)
         window.shown.connect(self._on_shown)
         window.closing.connect(self.close)
+        window.notices.freed.connect(window.composer.take_focus)
         window.notices.acted.connect(commands.act_on_notice)
         window.notices.load_cancelled.connect(self.session.model.cancel_load)
         window.composer.submitted.connect(commands.submit)

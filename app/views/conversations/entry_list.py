@@ -43,6 +43,7 @@ LEAD = 18
 _EMPHASIS = re.compile(r"\*\*|`+|\[\^\w+\]:?")
 _MARKUP = re.compile(r"\|[|:\s-]*-{3,}[|:\s-]*|(?<!\S)\|(?!\S)|^\s*(?:#{1,6}|[-*+]|>)\s", re.MULTILINE)
 """Rules and borders of tables, and signs at the beginning of a line."""
+_LINK = re.compile(r"!?\[([^\[\]]*)\]\([^\s()]*\)?")
 _SPACES = re.compile(r"\s+")
 
 
@@ -316,7 +317,7 @@ class EntryDelegate(QStyledItemDelegate):
 def runs(snippet: str) -> list[tuple[str, bool]]:
     """Split a snippet into (text, was found) pieces, without signs of Markdown, shortening a long lead before the first
     found word."""
-    snippet = _SPACES.sub(" ", _MARKUP.sub(" ", _EMPHASIS.sub("", snippet)))
+    snippet = _SPACES.sub(" ", _MARKUP.sub(" ", _LINK.sub(r"\1", _EMPHASIS.sub("", snippet))))
     if (start := snippet.find(MARK_START)) > LEAD:
         snippet = "…" + snippet[start - LEAD + 4 :]
     pieces = re.split(f"([{MARK_START}{MARK_END}])", snippet)

@@ -177,10 +177,12 @@ class LoadCard(BarCard):
 class NoticeBar(QWidget):
     """A short stack of notices.
 
-    Signals: `acted(Notice)` when a button is pressed; `load_cancelled`.
+    Signals: `acted(Notice)` when a button is pressed; `load_cancelled`; `freed` when the notice with the keyboard focus
+    goes.
     """
 
     acted = Signal(object)
+    freed = Signal()
     load_cancelled = Signal()
 
     def __init__(self, theme: Theme, parent: QWidget | None = None) -> None:
@@ -240,6 +242,10 @@ class NoticeBar(QWidget):
     def _remove(self, card: NoticeCard) -> None:
         if card in self._cards:
             self._cards.remove(card)
+            # The window's focus widget, not the application's: a dialog may be in front.
+            focus = self.window().focusWidget()
+            if focus is not None and card.isAncestorOf(focus):
+                self.freed.emit()
             card.hide()
             card.deleteLater()
         self._settle()

@@ -105,8 +105,11 @@ def test_the_stop_key_says_where_the_reply_is_and_stops_it_there(qtbot: QtBot, a
     edit = app.window.composer.edit
     QTest.keyClick(edit, Qt.Key.Key_Escape)
     assert app.session.state.busy, "what is stopped would not be seen"
-    find(app.window.notices, QPushButton, "Go there").click()
+    button = find(app.window.notices, QPushButton, "Go there")
+    button.setFocus()
+    QTest.keyClick(button, Qt.Key.Key_Space)
     assert app.chat.conversation.id == first
+    assert edit.hasFocus()
     assert not app.window.notices.notices
     QTest.keyClick(edit, Qt.Key.Key_Escape)
     qtbot.waitUntil(lambda: not app.session.state.busy)

@@ -81,6 +81,8 @@ def test_a_snippet_is_cut_into_plain_and_found_pieces() -> None:
     assert len(pieces[0][0]) < 20
     assert pieces[1] == ("sky", True)
     assert runs("") == []
+    link = f"More[^1] in [the {MARK_START}paper{MARK_END}](https://example.org/1) and ![it](https://exam"
+    assert runs(link) == [("More in the ", False), ("paper", True), (" and it", False)]
     table = f"## Rivers\n\n| name | km |\n|:---|---:|\n| **{MARK_START}Nile{MARK_END}** | 6650 - 6670 |"
     assert runs(table) == [(" Rivers name km ", False), ("Nile", True), (" 6650 - 6670 ", False)]
 
