@@ -111,6 +111,12 @@ class Accelerator(Protocol):
     def empty(self, shape: Sequence[int], dtype: torch.dtype) -> Tensor:
         """Allocate an uninitialised tensor (*shape) on the device. Raises NotEnoughMemory with its name, DeviceLost."""
 
+    def in_place(self, tensor: Tensor) -> Tensor:
+        """Return a contiguous host tensor (...) as one of the device, which must share the host's memory; no copy.
+
+        Launched work may read the host's memory until `synchronize` returns. Raises RuntimeError if it cannot.
+        """
+
     def pinned(self, nbytes: int) -> Tensor:
         """Allocate exactly (nbytes,) of page-locked uint8. Raises NotEnoughMemory(device='pinned')."""
 

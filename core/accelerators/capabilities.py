@@ -17,6 +17,7 @@ from torch import Tensor
 from core.accelerators.base import Memory, cannot_pin
 from core.accelerators.graph import Pool
 from core.accelerators.host_bytes import host_bytes
+from core.accelerators.in_place import by_address, by_metal
 
 PAGE = 4096
 # The flag cudaHostRegisterPortable, and the return code cudaSuccess.
@@ -41,7 +42,7 @@ class Capabilities:
     `streams`: copies have streams of their own and run asynchronously to the host; otherwise they follow launched work,
     and block. `own_kernels`: device.cu can be compiled for it. `graph` makes an empty graph, None if there are none;
     `begin` starts a capture on the current stream, in a pool of memory. Inside of `without_waits`, synchronising with
-    the device raises an error.
+    the device raises an error. `in_place` makes a host tensor one of a device with unified memory, without a copy.
     """
 
     memory: Callable[[torch.device], Memory]
@@ -52,6 +53,7 @@ class Capabilities:
     graph: Callable[[], Any] = no_graph
     begin: Callable[[Any, Pool], None] = begin_capture
     without_waits: Callable[[], AbstractContextManager[None]] = nullcontext
+    in_place: Callable[[Tensor, torch.device], Tensor] = by_address
 
 
 def capabilities_of(device: torch.device) -> Capabilities:
@@ -208,5 +210,5 @@ TABLE = {
         without_waits=cuda_without_waits,
     ),
     "xpu": Capabilities(xpu_memory, common_limit, common_pinned, graph=common_graph),
-    "mps": Capabilities(mps_memory, mps_limit, ordinary, streams=False),
+    "mps": Capabilities(mps_memory, mps_limit, ordinary, streams=False, in_place=by_metal),
 }

@@ -164,6 +164,10 @@ class Card:
         with self.failures(prod(shape) * dtype.itemsize):
             return torch.empty(tuple(shape), dtype=dtype, device=self.device)
 
+    def in_place(self, tensor: Tensor) -> Tensor:
+        with self.failures():
+            return self.can.in_place(tensor, self.device)
+
     def pinned(self, nbytes: int) -> Tensor:
         return self.can.pinned(nbytes, self.device)
 

@@ -1,10 +1,17 @@
-"""Checks of a card, run in a separate process: a matrix product, copies, our own kernels, graphs."""
+"""Checks of a card, run in a separate process: a matrix product, copies, our own kernels, graphs, shared memory."""
 
 from __future__ import annotations
 
+import tempfile
 import time
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
 
 import torch
+import torch.nn.functional as F
+from torch import Tensor
 
 from core.accelerators.capabilities import has_unified_memory, name_of
 from core.accelerators.card import Card
@@ -13,10 +20,13 @@ from core.errors import HeteGenError
 from core.kernels.cuda_dequant import device_kernels
 from core.kernels.torch_products import torch_int4, torch_int8
 from core.units import MIB
+from core.weights.mapped_file import map_file
 
 SIDE, COPY = 512, 16 * MIB
 TOLERANCE = 0.02
 """Largest error of a product relative to its largest element; rounding to bf16 stays below it."""
+HEADER, PASSES, SLOWER = 8, 8, 1.5
+"""Bytes before the first tensor of a model's file; products to time; longest time in terms of that of a copy."""
 
 
 def try_card(device: torch.device) -> Trial:
@@ -75,6 +85,49 @@ def replays(card: Card) -> bool:
     except (HeteGenError, RuntimeError):
         return False
     return found is not None and _agree(found.float(), other.float() @ right.float() + 1)
+
+
+def reads_in_place(card: Card) -> bool:
+    """Return whether the card reads weights in ordinary memory and in a mapped file correctly and as fast as copies."""
+    weight, x = torch.randn(SIDE * PASSES, SIDE).bfloat16(), torch.randn(1, SIDE).bfloat16()
+    expected, there = x.float() @ weight.float().T, card.to_device(x)
+    try:
+        copied_s = _product_s(card, there, card.to_device(weight))
+        with _mapped(weight) as mapped:
+            for lying in (weight, mapped):
+                shared = card.in_place(lying)
+                found = card.to_host(F.linear(there, shared)).result()
+                if not _agree(found.float(), expected) or _product_s(card, there, shared) > SLOWER * copied_s:
+                    return False
+                del shared
+                card.synchronize()
+    except (HeteGenError, RuntimeError):
+        return False
+    return True
+
+
+def _product_s(card: Card, x: Tensor, weight: Tensor) -> float:
+    """Return the seconds of the fastest of some products."""
+    found = []
+    for _ in range(PASSES):
+        card.synchronize()
+        start = time.perf_counter()
+        F.linear(x, weight)
+        card.synchronize()
+        found.append(time.perf_counter() - start)
+    return min(found)
+
+
+@contextmanager
+def _mapped(weight: Tensor) -> Iterator[Tensor]:
+    """Provide the weight as it lies in a model's file: mapped, read-only, and not at the start of a page."""
+    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
+        file = Path(folder, "weight")
+        file.write_bytes(bytes(HEADER) + weight.view(torch.uint8).numpy().tobytes())
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)  # torch warns that the buffer is read-only
+            flat = torch.frombuffer(map_file(file), dtype=weight.dtype, offset=HEADER)
+        yield flat.view(weight.shape)
 
 
 def _agree(found: torch.Tensor, expected: torch.Tensor) -> bool:

@@ -112,6 +112,9 @@ class SimulatedAccelerator:
             self._peak = max(self._peak, self._used)
         return host_bytes(nbytes, ALIGNMENT, self._give_back).view(dtype).view(tuple(shape))
 
+    def in_place(self, tensor: Tensor) -> Tensor:
+        return tensor
+
     def pinned(self, nbytes: int) -> Tensor:
         self._health.check()
         with self._lock:

@@ -40,6 +40,7 @@ class Trial:
     up_bytes_s: float = 0.0
     down_bytes_s: float = 0.0
     graphs: bool = False
+    in_place: bool = False
 
 
 def tried(index: int) -> Trial:
@@ -69,16 +70,19 @@ def main(index: int = 0, packages: str = "") -> None:
         use_packages(Path(packages))
     try:
         from core.accelerators.card import Card, cards
-        from core.accelerators.card_checks import replays, try_card
+        from core.accelerators.card_checks import reads_in_place, replays, try_card
 
         found = cards()
         trial = try_card(found[index]) if index < len(found) else Trial("The installed torch finds no card.")
     except (HeteGenError, RuntimeError, ImportError, OSError) as error:
         trial = Trial(f"{type(error).__name__}: {' '.join(str(error).split())[:300]}")
     print(json.dumps(asdict(trial)), flush=True)
-    # Last, and reported separately: a driver that fails here only loses graphs, not the card.
+    # Last, and reported separately: a driver that fails here only loses graphs or copies weights, not the card.
     if not trial.why and replays(Card(found[index])):
-        print(json.dumps(asdict(replace(trial, graphs=True))), flush=True)
+        trial = replace(trial, graphs=True)
+        print(json.dumps(asdict(trial)), flush=True)
+    if not trial.why and trial.unified and reads_in_place(Card(found[index])):
+        print(json.dumps(asdict(replace(trial, in_place=True))), flush=True)
     # Skip unloading, in which a faulty driver may hang or crash.
     os._exit(0)
 

@@ -95,3 +95,9 @@ def _gpu_lines(gpu: dict[str, Any]) -> Iterator[str]:
         f"          streaming {format_rate(link['staged'])}; while both run the CPU keeps"
         f" {format_share(gpu['cpu_under_copy'])} and the link {format_share(gpu['link_under_cpu'])}"
     )
+    if gpu["unified"]:
+        weights = "reads weights in place" if gpu["in_place"] else "has copies of its weights"
+        yield (
+            f"          shares the computer's memory and {weights}; while both compute the CPU keeps"
+            f" {format_share(gpu['cpu_beside'])} and the GPU {format_share(gpu['gpu_beside'])}"
+        )

@@ -19,7 +19,18 @@ from torch import Tensor
 from core.accelerators.base import PINNED, Accelerator
 from core.errors import NotEnoughMemory
 from core.hardware.call_overhead import DeviceOverheads, Overheads
-from core.hardware.workloads import COLD_BYTES, COLUMNS, COPY_BYTES, ROWS, CpuLoad, LinkLoad, seconds_of, weight_of
+from core.hardware.workloads import (
+    COLD_BYTES,
+    COLUMNS,
+    COPY_BYTES,
+    ROWS,
+    CpuLoad,
+    DeviceLoad,
+    LinkLoad,
+    after,
+    seconds_of,
+    weight_of,
+)
 from core.kernels.autotune import KernelTable, measure
 from core.kernels.device_products import listed_products
 from core.kernels.matmul import host_matmul
@@ -75,6 +86,9 @@ class GpuRates:
     graphs: bool = False
     lists_weights: bool = False
     replay_saves: float = 0.0
+    in_place: bool = False
+    cpu_beside: float = 1.0
+    gpu_beside: float = 1.0
 
 
 def measure_cpu() -> CpuRates:
@@ -131,6 +145,15 @@ def measure_gpu(accelerator: Accelerator, cpu: CpuRates) -> GpuRates:
         layer_s=overheads.layer_s,
         lists_weights=listed_products("int4", accelerator.device) is not None,
     )
+
+
+def measure_beside(accelerator: Accelerator, cpu: CpuRates) -> tuple[float, float]:
+    """Return the fractions of the CPU's and of the GPU's rate that remain while both multiply, as they share the
+    memory's bandwidth. Raises NotEnoughMemory, DeviceLost."""
+    there, here = DeviceLoad(accelerator), CpuLoad(cpu.table, "bf16")
+    alone, before = there.rate(after(TOGETHER_S / 2)), here.rate(TOGETHER_S / 2)
+    beside, computing = _together(there, here)
+    return _part(computing, before), _part(beside, alone)
 
 
 class Neighbours:
@@ -302,11 +325,11 @@ def _locked(accelerator: Accelerator) -> Tensor | None:
         return None
 
 
-def _together(link: LinkLoad, work: CpuLoad) -> tuple[float, float]:
-    """Return bytes per second of the link and of the CPU while both work."""
+def _together(other: LinkLoad | DeviceLoad, work: CpuLoad) -> tuple[float, float]:
+    """Return bytes per second of the link or the device, and of the CPU, while both work."""
     stop = threading.Event()
     copied: list[float] = []
-    thread = threading.Thread(target=lambda: copied.append(link.rate(stop)), daemon=True)
+    thread = threading.Thread(target=lambda: copied.append(other.rate(stop.is_set)), daemon=True)
     thread.start()
     computed = work.rate(TOGETHER_S)
     stop.set()

@@ -197,4 +197,8 @@ def _gpu(gpu: Gpu) -> dict[str, Any]:
         },
         "cpu_under_copy": round(gpu.cpu_under_copy, 3),
         "link_under_cpu": round(gpu.link_under_cpu, 3),
+        "unified": gpu.unified,
+        "in_place": gpu.in_place,
+        "cpu_beside": round(gpu.cpu_beside, 3),
+        "gpu_beside": round(gpu.gpu_beside, 3),
     }

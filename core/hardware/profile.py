@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from core.kernels.autotune import KernelTable
 
 PROFILE_FILE = "hardware.json"
-PROFILE_VERSION = 10
+PROFILE_VERSION = 11
 """Incremented when the meaning of a measurement changes."""
 KEPT_PROFILES = 8
 UNKNOWN_DISK_RATE = 1e9
@@ -195,7 +195,7 @@ def _measured_gpu(index: int, simulation: Simulation | None, cpu: CpuRates) -> G
     """Return a GPU's rates, or why it cannot be used: a full, old or broken GPU must not prevent CPU use."""
     from core.accelerators.factory import open_accelerator
     from core.accelerators.trial import Trial, tried
-    from core.hardware.benchmark import measure_gpu
+    from core.hardware.benchmark import measure_beside, measure_gpu
     from core.hardware.call_overhead import replay_saves
 
     trial = Trial("") if simulation else tried(index)
@@ -206,8 +206,12 @@ def _measured_gpu(index: int, simulation: Simulation | None, cpu: CpuRates) -> G
         assert accelerator is not None
         rates = measure_gpu(accelerator, cpu)
         saves = replay_saves(accelerator) if trial.graphs else 0.0
+        beside = measure_beside(accelerator, cpu) if trial.unified else (1.0, 1.0)
         accelerator.close()
-        return replace(rates, graphs=trial.graphs, replay_saves=saves)
+        return replace(
+            rates, graphs=trial.graphs, replay_saves=saves, in_place=trial.in_place, cpu_beside=beside[0],
+            gpu_beside=beside[1],
+        )  # fmt: skip
     except HeteGenError as error:
         return " ".join(part for part in (error.what, error.why) if part)
 
@@ -227,7 +231,8 @@ def _gpu(card: CardFacts, measured: GpuRates) -> Gpu:
         card.name, card.index, card.total, _vram_free(card.index), measured.bytes_s, measured.flops, measured.link,
         measured.rates, measured.cpu_under_copy, measured.link_under_cpu, measured.launch_s,
         measured.layer_s, kind=card.kind, unified=card.unified, graphs=measured.graphs,
-        lists_weights=measured.lists_weights, replay_saves=measured.replay_saves,
+        lists_weights=measured.lists_weights, replay_saves=measured.replay_saves, in_place=measured.in_place,
+        cpu_beside=measured.cpu_beside, gpu_beside=measured.gpu_beside,
     )  # fmt: skip
 
 

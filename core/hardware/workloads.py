@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import statistics
-import threading
 import time
 from collections.abc import Callable
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from core.accelerators.base import Accelerator
@@ -26,6 +26,9 @@ ROWS, COLUMNS = 2048, 4096
 COPY_BYTES = 64 * MIB
 COLD_BYTES = 192 * MIB
 SLOTS, PASSES = 8, 4
+
+Stops = Callable[[], bool]
+"""Tells a load that runs beside another one to end."""
 
 
 def weight_of(storage: Storage) -> QuantizedWeight:
@@ -93,10 +96,10 @@ class LinkLoad:
         self._pass()
         return sum(seconds_of(self._pass) for _ in range(PASSES)) / PASSES
 
-    def rate(self, stop: threading.Event) -> float:
-        """Return bytes per second until `stop` is set."""
+    def rate(self, stops: Stops) -> float:
+        """Return bytes per second until `stops` is true."""
         start, done = time.perf_counter(), 0
-        while not stop.is_set():
+        while not stops():
             self._pass()
             done += COPY_BYTES
         return done / (time.perf_counter() - start)
@@ -118,6 +121,32 @@ class LinkLoad:
             with self._manager.take(chunk):
                 self._accelerator.launch(lambda: None)
         self._accelerator.settle()
+
+
+class DeviceLoad:
+    """A device's part of decoding: weights in its memory, multiplied repeatedly."""
+
+    def __init__(self, accelerator: Accelerator) -> None:
+        """Raises NotEnoughMemory, DeviceLost."""
+        self._accelerator = accelerator
+        shape = (COPY_BYTES // (2 * COLUMNS), COLUMNS)
+        self._weight = accelerator.empty(shape, torch.bfloat16).fill_(1)
+        self._x = accelerator.empty((1, COLUMNS), torch.bfloat16).fill_(1)
+
+    def rate(self, stops: Stops) -> float:
+        """Return bytes per second until `stops` is true."""
+        start, done = time.perf_counter(), 0
+        while not stops() or not done:
+            self._accelerator.launch(lambda: F.linear(self._x, self._weight), self._weight.nbytes)
+            self._accelerator.synchronize()
+            done += self._weight.nbytes
+        return done / (time.perf_counter() - start)
+
+
+def after(seconds: float) -> Stops:
+    """Return what is true once these seconds have passed."""
+    end = time.perf_counter() + seconds
+    return lambda: time.perf_counter() >= end
 
 
 def seconds_of(work: Callable[[], object]) -> float:

@@ -37,6 +37,19 @@ class Uploads:
         return copied_rows(self._accelerator, self._stream, weight, begin, end, buffer)
 
 
+class InPlace:
+    """Uses rows where they lie in RAM, on a device that shares it; what is no range of bytes there is copied."""
+
+    def __init__(self, accelerator: Accelerator, uploads: Uploads) -> None:
+        self._accelerator = accelerator
+        self._uploads = uploads
+
+    def rows(self, weight: HostWeight, begin: int, end: int) -> DeviceRows:
+        """Return rows of a weight as ones of the device. Raises NotEnoughMemory, DeviceLost."""
+        shared = weight.in_place(begin, end, self._accelerator.in_place)
+        return self._uploads.rows(weight, begin, end) if shared is None else shared
+
+
 class Place(NamedTuple):
     """A module's slot for a parameter or buffer, and the host tensor (...) in it."""
 

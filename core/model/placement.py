@@ -6,7 +6,7 @@ The host copy of every weight stays in place, so evicting rows means freeing the
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, nullcontext, suppress
 from itertools import groupby
 from typing import Any, TypeVar
 
@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from core.accelerators.base import Accelerator
+from core.errors import DeviceLost
 from core.layers import attention, fused_tree, moe
 from core.layers.cpu_layers import CpuLayers
 from core.layers.divided_attention import DividedAttentions
@@ -24,7 +25,7 @@ from core.layers.kv_heads import ByHeads
 from core.layers.kv_layers import Allocate
 from core.model.blueprint import decoder_layers
 from core.model.captures import Captures
-from core.model.device_copies import DeviceCopies, DeviceRest, Place, Uploads
+from core.model.device_copies import DeviceCopies, DeviceRest, InPlace, Place, Uploads
 from core.model.held_experts import HeldExperts
 from core.model.straight_pass import StraightPass, straight_pass
 from core.offload.hetero_linear import CopiedHead, HeteroLinear, HostInputs, HostLinear, SharedInputs
@@ -106,6 +107,7 @@ class DevicePlacement:
         self._hosted = CpuLayers(layers, fused.layers, accelerator, self._inputs)
         self._attentions = DividedAttentions(accelerator, self._inputs, fused.layers)
         self._uploads = Uploads(accelerator)
+        self._residents = InPlace(accelerator, self._uploads) if plan.in_place else self._uploads
         self._parameters: Streaming | None = None
         self._schedules: list[list[Chunk]] = [[] for _ in BUCKET_TOKENS]
         self._bucket = -1
@@ -203,6 +205,9 @@ class DevicePlacement:
         """Free the device's memory and restore the module tree, except for its linears."""
         self.captures.drop()
         self._drop_ring()
+        with suppress(DeviceLost):
+            # The host's weights may be freed after this, and launched work may read them in place.
+            self.accelerator.synchronize()
         self._hosted.use(())
         self._attentions.use({})
         self._rest.restore()
@@ -254,9 +259,9 @@ class DevicePlacement:
                 continue
             linear.resident = None  # before the new rows, so that both need not fit at once
             if plan.resident and plan.by_columns:
-                linear.resident = self._uploads.rows(weight.cut(0, plan.resident), 0, weight.rows)
+                linear.resident = self._residents.rows(weight.cut(0, plan.resident), 0, weight.rows)
             elif plan.resident:
-                linear.resident = self._uploads.rows(weight, 0, plan.resident)
+                linear.resident = self._residents.rows(weight, 0, plan.resident)
 
     def _make_ring(self) -> None:
         if self.plan.ring.buffers:

@@ -5,7 +5,7 @@ The whole weight always stays in host memory, so that the split can change betwe
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 import torch
@@ -24,6 +24,8 @@ from core.units import MIB
 WIDENED_BYTES = 32 * MIB
 """Bound on the temporary memory for widening quantised rows on the device, to about a factor of 2. The plan reserves
 it."""
+DEVICE_ALIGNMENT = 16
+"""Bytes that kernels for cards read at a time."""
 
 
 class HostWeight:
@@ -89,12 +91,28 @@ class HostWeight:
         """Return the rows' bytes as contiguous host tensors (rows, ...), to be packed end to end."""
         return self.weight.parts(begin, end)
 
+    def in_place(self, begin: int, end: int, share: Callable[[Tensor], Tensor]) -> DeviceRows | None:
+        """Return the rows where they lie, by making each of their tensors (rows, ...) one of the device with `share`.
+
+        None if they are no contiguous, aligned range of bytes.
+        """
+        rows = self.weight.rows(begin, end)
+        if not _is_aligned(rows.data):
+            return None
+        scales = None if rows.scales is None else share(rows.scales)
+        return DeviceRows(replace(rows, data=share(rows.data), scales=scales))
+
     def on_device(self, buffer: Tensor, begin: int, end: int) -> DeviceRows:
         """Return the rows from a device buffer (nbytes,) that holds their `parts` end to end."""
         rows = self.weight.unpack(buffer, begin, end)
         # A simulated device's memory is RAM; only the CPU's kernels make it as fast as the CPU.
         matmul = ChosenMatmul(rows, self._matmul.by_bucket) if buffer.device.type == "cpu" else None
         return DeviceRows(rows, matmul)
+
+
+def _is_aligned(data: Tensor) -> bool:
+    """Return whether a weight's numbers (rows, ...) can be read where they lie by kernels for cards."""
+    return data.is_contiguous() and (data.is_floating_point() or data.data_ptr() % DEVICE_ALIGNMENT == 0)
 
 
 def common_library(weights: Sequence[HostWeight], rows: int) -> NativeLibrary | None:

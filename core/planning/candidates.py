@@ -15,9 +15,11 @@ from core.planning.job import Job
 from core.planning.machine_rates import MachineRates
 from core.planning.memory_budget import (
     HostMemory,
+    copied_to_card,
     gpu_workspace,
     host_memory,
     kv_split,
+    reads_in_place,
     room_for_weights,
     vram_limit,
     weights_on_card,
@@ -210,10 +212,13 @@ def _priced(job: Job, machine: MachineRates, layout: Layout, chunk: int, ring: R
     spec, gpu, residents = job.spec, machine.gpu, layout.residents
     on_card, on_host = kv_split(spec, layout.kv_devices, job.context, layout.kv_part)
     room = room_for_weights(spec, job.format, machine.hardware, job.budget, on_host, chunk, ring)
+    copies = residents
     if gpu is not None and gpu.unified:
-        weights = weights_on_card(spec, layout.classes, residents)
+        in_place = reads_in_place(spec, job.format, gpu)
+        weights = (copied_to_card if in_place else weights_on_card)(spec, layout.classes, residents)
         room -= on_card + weights + gpu_workspace(spec, job.format, gpu, chunk, job.context) + ring.total
-    host = host_memory(spec, job.format, layout.classes, residents, room)
+        copies = nothing_resident(layout.classes) if in_place else residents
+    host = host_memory(spec, job.format, layout.classes, copies, room)
     if job.strategy == "hetegen":
         residents = with_replays(residents, spec, machine, layout.classes, layout.kv_devices)
     layout = replace(layout, residents=residents)

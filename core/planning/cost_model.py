@@ -345,11 +345,11 @@ class PassCost:
             cpu += rest * cpu_s + hosted_s
             gpu += rest * gpu_s + whole_s
             exchanged += rest * cross
-            alone += rest * ((cpu_s + gpu_s if adds else max(cpu_s, gpu_s)) + cross) + whole_s + hosted_s
+            alone += rest * (machine.together_s(cpu_s, gpu_s) + cross) + whole_s + hosted_s
             if adds:
                 slowed += (rest * (cpu_s + gpu_s) + whole_s) * slower + rest * cross
             else:
-                slowed += rest * (max(cpu_s * slower, gpu_s) + cross) + whole_s
+                slowed += rest * (machine.together_s(cpu_s * slower, gpu_s) + cross) + whole_s
             slowed += hosted_s * slower + (rest * waiting if on_cpu > 0 else 0.0)
             # The whole groups of a class come first: meanwhile the link fills the ring and then waits.
             dead += max(0.0, whole_s - lead)

@@ -119,6 +119,8 @@ def figures(plan: Plan, spec: ModelSpec) -> list[str]:
         found.append(
             sentence("While it writes, {} of {} layers are computed by the processor alone.", count, spec.layers)
         )
+    if plan.in_place:
+        found.append("The graphics card shares the computer's memory and reads the weights there, without copies.")
     if plan.captured:
         found.append(_captured(plan, spec))
     if part := _held_experts(plan, spec):

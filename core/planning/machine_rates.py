@@ -38,6 +38,11 @@ class MachineRates:
         """Return whether the device computes on the CPU's own cores."""
         return self.gpu is not None and self.gpu.shares_cores
 
+    @property
+    def unified(self) -> bool:
+        """Return whether the device shares the CPU's memory."""
+        return self.gpu is not None and self.gpu.unified
+
     def launches(self, storage: Storage, active: int, bucket: int) -> int:
         """Return the launches of a linear on the card: one per active expert, or those of one list for few rows."""
         listed = self.lists(storage) and active > 1 and bucket <= FEW
@@ -51,6 +56,14 @@ class MachineRates:
     def replay_saves(self) -> float:
         """Return the fraction of the time of launches that a replay saves."""
         return self.gpu.replay_saves if self.gpu else 0.0
+
+    def together_s(self, cpu_s: float, gpu_s: float) -> float:
+        """Return the seconds of work that takes these times on each engine alone, started at once."""
+        if self.gpu is None or self.gpu.shares_cores:
+            return cpu_s + gpu_s
+        cpu_part, gpu_part = self.gpu.cpu_beside, self.gpu.gpu_beside
+        both = min(cpu_s / cpu_part, gpu_s / gpu_part)
+        return max(cpu_s + both * (1 - cpu_part), gpu_s + both * (1 - gpu_part))
 
     @property
     def queue_s(self) -> float:

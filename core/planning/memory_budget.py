@@ -103,6 +103,21 @@ def weights_on_card(spec: ModelSpec, classes: Sequence[GroupClass], residents: R
     return spec.resident_bytes + round(rows)
 
 
+def copied_to_card(spec: ModelSpec, classes: Sequence[GroupClass], residents: Residents) -> int:
+    """Return the bytes of `weights_on_card` that a card with unified memory needs beside those in RAM, if it reads rows
+    in place: single experts change places, and columns are no range of bytes, so these are copied."""
+    shares = zip(classes, residents.whole, residents.part, strict=True)
+    parts = ((item.count - whole) * part * (item.nbytes if item.chosen else item.after) for item, whole, part in shares)
+    return spec.resident_bytes + round(sum(parts))
+
+
+def reads_in_place(spec: ModelSpec, format: Format, gpu: Gpu) -> bool:
+    """Return whether the card reads weights in this format where they lie in RAM."""
+    # Files have FP8 weights at any address, but kernels for cards read aligned blocks.
+    stored = {spec.storage(linear, format) for linear in spec.linears}
+    return gpu.unified and gpu.in_place and "fp8" not in stored
+
+
 def room_for_weights(
     spec: ModelSpec, format: Format, hardware: Hardware, budget: Budget, kv_bytes: int, chunk: int, ring: Ring
 ) -> int:

@@ -15,6 +15,7 @@ from core.planning.memory_budget import (
     load_peak,
     parked_prefixes,
     ram_margin,
+    reads_in_place,
     vram_margin,
 )
 from core.spec import (
@@ -82,6 +83,7 @@ def assemble(job: Job, best: Chosen) -> Plan:
         expert_rates=expert_rates(spec, job.format, machine),
         head_copy=layout.head_copy,
         kv=job.budget.kv,
+        in_place=machine.gpu is not None and reads_in_place(spec, job.format, machine.gpu),
     )
 
 
@@ -157,9 +159,14 @@ def _by_heads(
     return plans
 
 
-def _resident_weight_bytes(job: Job, linears: Sequence[LinearPlan]) -> int:
-    pairs = zip(job.spec.linears, linears, strict=True)
-    return sum(job.spec.part_bytes(item, plan, plan.resident, job.format) for item, plan in pairs)
+def _resident(item: LinearSpec, plan: LinearPlan) -> bool:
+    """Return whether any of it is on the card."""
+    return plan.resident > 0
+
+
+def _copied_alone(item: LinearSpec, plan: LinearPlan) -> bool:
+    """Return whether a card that reads rows in place has a copy: of some experts, or of some columns."""
+    return 0 < plan.resident < plan.rows and (plan.by_columns or item.experts > 1)
 
 
 def _memory(job: Job, linears: Sequence[LinearPlan], best: Chosen) -> tuple[DeviceMemory, ...]:
@@ -180,7 +187,12 @@ def _memory(job: Job, linears: Sequence[LinearPlan], best: Chosen) -> tuple[Devi
     )
     if gpu is None:
         return (cpu,)
-    weights = spec.resident_bytes + _resident_weight_bytes(job, linears)
+    apart = _copied_alone if reads_in_place(spec, job.format, gpu) else _resident
+    weights = spec.resident_bytes + sum(
+        spec.part_bytes(item, plan, plan.resident, job.format)
+        for item, plan in zip(spec.linears, linears, strict=True)
+        if apart(item, plan)
+    )
     workspace = gpu_workspace(spec, job.format, gpu, candidate.chunk, job.context)
     return cpu, DeviceMemory(
         device_name(gpu), weights, on_gpu, workspace, candidate.ring.total, gpu.vram_free, vram_margin(gpu)

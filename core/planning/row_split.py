@@ -34,7 +34,9 @@ def resident_choices(
 ) -> list[Residents]:
     """Return ways to fill `room` bytes of VRAM, each within it."""
     if room >= sum(item.count * item.nbytes for item in classes):
-        return [Residents(tuple(item.count for item in classes), (0.0,) * len(classes))]
+        everything = Residents(tuple(item.count for item in classes), (0.0,) * len(classes))
+        # A card with memory of its own is so much faster that sharing does not pay for its exchanges.
+        return [everything, _working_together(classes, room)] if machine.unified else [everything]
     # Groups that the card computes no faster than the CPU, including launches and exchanges, stay on the host.
     gains = [_gain(item, machine, strategy) for item in classes]
     order = sorted((index for index, gain in enumerate(gains) if gain > 0), key=lambda index: -gains[index])

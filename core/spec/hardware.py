@@ -102,8 +102,10 @@ class Gpu:
     `rates` by storage where measured, otherwise `bytes_s` and `flops`. `cpu_under_copy` and `link_under_cpu`: the
     fraction (0-1) of each rate that remains while both run. `shares_cores`: it computes on the CPU's own cores
     (simulated without a rate), so that their times add up. `layer_s`: a layer's cost besides linears and attention.
-    `unified`: its memory is RAM, as on Apple silicon and integrated GPUs. `graphs`: it can replay captured work.
-    `replay_saves`: the fraction (0-1) of the time of launches that this saves; 0 = not measured.
+    `unified`: its memory is RAM, as on Apple silicon and integrated GPUs. `in_place`: it can read weights there,
+    without copies. `graphs`: it can replay captured work. `replay_saves`: the fraction (0-1) of the time of launches
+    that this saves; 0 = not measured. `cpu_beside` and `gpu_beside`: the fraction (0-1) of each rate that remains while
+    CPU and GPU compute at the same time; less than 1 if they share the memory's bandwidth.
     `lists_weights`: it multiplies several quantised weights with few rows each in one launch. `requested`: the user
     asked for it by name, so it is used for what fits even if the CPU alone is expected to be faster.
     """
@@ -128,6 +130,9 @@ class Gpu:
     lists_weights: bool = False
     requested: bool = False
     replay_saves: float = 0.0
+    in_place: bool = False
+    cpu_beside: float = 1.0
+    gpu_beside: float = 1.0
 
 
 @dataclass(frozen=True)

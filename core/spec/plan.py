@@ -220,6 +220,7 @@ class Plan:
     `expert_rates`: the costs of experts beside a GPU. `head_copy`: bytes of RAM for the coarse copy of the output head;
     0 = none. `sight_gpu`: the GPU for the vision part, -1 = RAM. `captured`: layers whose work may be replayed there,
     except that of `gaps`, modules in them by path; `graph_bytes`: VRAM, as part of the workspace, for what is replayed.
+    `in_place`: the GPU reads resident rows in RAM, which it shares; its `memory` counts what is copied only.
     """
 
     model: str
@@ -257,6 +258,7 @@ class Plan:
     captured: tuple[int, ...] = ()
     gaps: tuple[str, ...] = ()
     graph_bytes: int = 0
+    in_place: bool = False
 
     @property
     def rank(self) -> int:

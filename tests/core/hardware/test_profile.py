@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 
+from core.accelerators.trial import Trial
 from core.errors import BadRequest
 from core.hardware import profile as module
 from core.hardware.cpu_info import cpu_info, on_battery, ram
@@ -20,6 +21,7 @@ from core.planning.planner import place
 from core.spec import Budget, Hardware
 from core.units import GIB
 from tests.core.machines import model
+from tests.core.second_device import SecondDevice
 
 SIMULATED = "vram=256MiB,link=2GB/s"
 
@@ -96,6 +98,22 @@ def test_a_card_that_fails_is_left_out_and_told_of(
     assert hardware.gpus == ()
     assert "too little free memory" in hardware.unusable[0]
     assert any("is not used" in one.what for one in findings(hardware, software()))
+
+
+def test_what_the_trial_of_a_card_with_shared_memory_found_is_measured_and_kept(
+    tmp_path: Path, second: SecondDevice, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    second.set(unified=1)
+    monkeypatch.setattr("core.hardware.benchmark.STORAGES", ("bf16",))
+    # In the other process that tries cards, there is no such device.
+    monkeypatch.setattr("core.accelerators.trial.tried", lambda index: Trial("", unified=True, in_place=True))
+    card = measured_machine(tmp_path, threads=1)[0].gpus[0]
+    assert card.unified
+    assert card.in_place
+    assert 0.2 <= card.cpu_beside <= 1
+    assert 0.2 <= card.gpu_beside <= 1
+    monkeypatch.setattr(module, "measured_profile", None)  # would fail if called
+    assert replace(measured_machine(tmp_path, threads=1)[0].gpus[0], vram_free=card.vram_free) == card
 
 
 def test_threads_are_left_as_they_were(folder: Path) -> None:

@@ -87,6 +87,7 @@ def gpus(draw: st.DrawFn, index: int) -> Gpu:
         cpu_under_copy=draw(PARTS), link_under_cpu=draw(PARTS), simulated=draw(st.booleans()),
         requested=draw(st.booleans()),
         shares_cores=draw(st.booleans()), unified=draw(st.booleans()),
+        in_place=draw(st.booleans()), cpu_beside=draw(PARTS), gpu_beside=draw(PARTS),
     )  # fmt: skip
 
 
@@ -154,7 +155,7 @@ def check(plan: Plan, spec: ModelSpec, hardware: Hardware, budget: Budget) -> No
             assert min(memory.weights, memory.kv_cache, memory.workspace, memory.staging) >= 0
             assert memory.used <= max(0, memory.free_before - memory.margin), memory
     if plan.gpu >= 0:
-        assert plan.memory[-1].weights >= held
+        assert plan.memory[-1].weights >= (spec.resident_bytes if plan.in_place else held)
         assert budget.vram is None or plan.memory[-1].used <= budget.vram
         if hardware.gpus[plan.gpu].unified and plan.fits != "no":
             ram, card = plan.memory
@@ -190,6 +191,50 @@ def test_memory_that_card_and_processor_share_is_counted_once() -> None:
     assert sum(memory.used for memory in plan.memory) <= DESKTOP.cpu.ram_free
     apart = place(model("llama-3.1-8b"), replace(DESKTOP, gpus=(replace(card, unified=False),)), Budget(format="bf16"))
     assert sum(memory.used for memory in apart.memory) > DESKTOP.cpu.ram_free
+
+
+def shared(speed: float, **more: float) -> Hardware:
+    """Return a desktop whose graphics shares the memory, reads weights there, and is `speed` times as fast."""
+    rates = tuple(rate.scaled(speed) for rate in DESKTOP.cpu.rates)
+    card = replace(
+        DESKTOP.gpus[0], vram_total=24 * GIB, vram_free=22 * GIB, unified=True, in_place=True, rates=rates,
+        launch_s=0.0, layer_s=0.0, cpu_under_copy=1.0, link_under_cpu=1.0, **more,
+    )  # fmt: skip
+    return replace(DESKTOP, cpu=replace(DESKTOP.cpu, ram_total=24 * GIB, ram_free=22 * GIB), gpus=(card,))
+
+
+def share_on_card(plan: Plan) -> float:
+    return sum(linear.resident for linear in plan.linears) / sum(linear.rows for linear in plan.linears)
+
+
+def test_weights_that_a_card_reads_in_place_lie_in_memory_once() -> None:
+    """16 GB of weights for a computer with 22 GiB free: there is no room for a second copy of any of them."""
+    spec, machine = model("llama-3.1-8b"), shared(10)
+    ours = place(spec, machine, Budget(format="bf16", context=2048))
+    assert ours.in_place
+    assert ours.fits == "yes"
+    assert not ours.from_disk
+    assert share_on_card(ours) > 0.8
+    assert ours.memory[0].weights == spec.weight_bytes("bf16")
+    assert ours.memory[1].weights == spec.resident_bytes
+    assert any("without copies" in line for line in explain(ours, spec, machine))
+    copying = replace(machine, gpus=(replace(machine.gpus[0], in_place=False),))
+    apart = place(spec, copying, Budget(format="bf16", context=2048))
+    assert apart.memory[1].weights > 10 * GIB
+
+
+@pytest.mark.parametrize(("speed", "share"), [(1, 0.5), (3, 0.75), (1 / 3, 0.25)])
+def test_the_shares_of_a_card_that_reads_in_place_follow_its_speed(speed: float, share: float) -> None:
+    plan = place(model("llama-3.1-8b"), shared(speed), Budget(format="bf16", context=2048))
+    assert share_on_card(plan) == pytest.approx(share, abs=0.1)
+
+
+def test_engines_that_slow_each_other_down_are_not_expected_to_add_up() -> None:
+    """A memory that either of them can use up alone is not faster for both."""
+    spec, budget = model("llama-3.1-8b"), Budget(format="bf16", context=2048)
+    alone = place(spec, replace(shared(1), gpus=()), budget).decode.likely
+    assert place(spec, shared(1), budget).decode.likely > 1.7 * alone
+    assert place(spec, shared(1, cpu_beside=0.5, gpu_beside=0.5), budget).decode.likely < 1.1 * alone
 
 
 def reply_s(plan: Plan) -> float:

@@ -12,7 +12,7 @@ import tempfile
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 
 import pytest
 import torch
@@ -41,15 +41,16 @@ class SecondDevice:
 
     def set(self, **values: float) -> None:
         """Set `capacity`, `others`, `pin_limit` (bytes), `limit` (fraction of the capacity), `link` (bytes per second),
-        `lag` (seconds for each kernel), `lost` (1 or 0), `fail_after` (number of launches), or `full_after` (number of
+        `lag` (seconds for each kernel), `unified` and `lost` (1 or 0), `shared_lag` (seconds for each kernel that reads
+        the host's memory), `fail_after` (number of launches), or `full_after` (number of
         allocations) and then `full_times`.
         """
         for name, value in values.items():
             self.library.second_device_set(name.encode(), ctypes.c_double(value))
 
     def get(self, name: str) -> int:
-        """Return `plugged`, `violations`, `launches`, `replays`, `copies_up`, `copies_down`, `pinned`, `used` or
-        `peak`."""
+        """Return `plugged`, `violations`, `launches`, `replays`, `copies_up`, `copies_down`, `pinned`, `used`,
+        `peak`, `unified` or `waiting` (pieces of work that are not done)."""
         return int(self.library.second_device_get(name.encode()))
 
     def violation(self) -> str:
@@ -154,6 +155,7 @@ def _module(device: SecondDevice) -> ModuleType:
         "device_count": lambda: device.get("plugged"),
         "current_device": lambda: 0,
         "get_device_name": lambda index=0: "Second device",
+        "get_device_properties": lambda index=0: SimpleNamespace(is_integrated=bool(device.get("unified"))),
         "_is_in_bad_fork": lambda: False,
         "manual_seed_all": lambda seed: None,
         "get_amp_supported_dtype": lambda: [torch.bfloat16],

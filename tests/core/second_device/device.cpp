@@ -8,6 +8,7 @@
 // - Pinned memory is protected, too, from a copy's start until the host has waited for it.
 // - Operators run torch's code for the CPU inside of the stream; the shapes of their results come from torch's meta
 //   device. Where that cannot tell, the host waits, as it would for a card.
+// - As a device with unified memory, it also reads the host's memory where it is told to.
 // - While a graph is captured nothing runs: work is kept, memory comes from the graph's pool, which others may share, and
 //   whatever would wait for the host is an error. Replayed, it is one launch, ordered against all else; what it uses must
 //   still be there.
@@ -186,7 +187,8 @@ struct Device {
   double lag = 0; // seconds that each kernel waits
   Capture* capture = nullptr;
   int64_t launches = 0, replays = 0, fail_at = -1, allocations = 0, full_from = -1, full_to = -1, copies_up = 0, copies_down = 0;
-  bool plugged = false, lost = false;
+  double shared_lag = 0; // seconds that a kernel waits in addition when it reads the host's memory
+  bool plugged = false, lost = false, unified = false;
   int violations = 0, next = 0;
   std::string first, failure;
 };
@@ -554,6 +556,11 @@ bool is_pinned(const Tensor& tensor) {
   return address_of(tensor) && device().pinned.has(address_of(tensor));
 }
 
+// Memory of the host that a tensor of the device refers to, as devices with unified memory may.
+bool is_shared(const Tensor& tensor) {
+  return ours(tensor) && address_of(tensor) && !device().memory.has(address_of(tensor));
+}
+
 Arena& arena_of(const Tensor& tensor) {
   return ours(tensor) ? device().memory : device().pinned;
 }
@@ -564,6 +571,10 @@ Tensor inside(const Tensor& tensor) {
     return tensor;
   auto& arena = arena_of(tensor);
   auto options = tensor.options().device(at::kCPU).pinned_memory(false);
+  if (is_shared(tensor)) {
+    auto* first = static_cast<char*>(const_cast<void*>(address_of(tensor))) + tensor.storage_offset() * tensor.itemsize();
+    return at::from_blob(first, tensor.sizes(), tensor.strides(), options);
+  }
   if (!address_of(tensor))
     return at::empty_strided(tensor.sizes(), tensor.strides(), options);
   auto* start = arena.real + (static_cast<const char*>(address_of(tensor)) - arena.seen);
@@ -573,7 +584,13 @@ Tensor inside(const Tensor& tensor) {
 
 struct Uses {
   std::vector<std::pair<Tensor, bool>> all;
+  bool shared = false;
   void add(const Tensor& tensor, bool write) {
+    if (is_shared(tensor)) {
+      TORCH_CHECK(device().unified && !write, violated("the host's memory taken for the device's"));
+      shared = true;
+      return;
+    }
     if (tensor.defined() && address_of(tensor) && (ours(tensor) || is_pinned(tensor)))
       all.emplace_back(tensor, write);
   }
@@ -630,7 +647,8 @@ void launch(const Uses& uses, std::function<void()> work) {
     enqueue(current, [] {}); // the time that it was given
     throw;
   }
-  enqueue(current, [work = std::move(work), lag = d.lag] {
+  double lag = d.lag + (uses.shared ? d.shared_lag : 0);
+  enqueue(current, [work = std::move(work), lag] {
     if (lag > 0)
       std::this_thread::sleep_for(std::chrono::duration<double>(lag));
     below_autograd(work);
@@ -1223,7 +1241,7 @@ void second_device_plug(int plugged) {
   d.used = 0;
   d.capture = nullptr;
   d.plugged = plugged, d.lost = false, d.failure.clear(), d.first.clear();
-  d.capacity = ARENA, d.others = 0, d.pin_limit = ARENA, d.limit = 1, d.link = d.lag = 0;
+  d.capacity = ARENA, d.others = 0, d.pin_limit = ARENA, d.limit = 1, d.link = d.lag = d.shared_lag = 0, d.unified = false;
   d.violations = 0, d.full_from = d.full_to = -1, d.launches = d.replays = 0, d.fail_at = -1, d.peak = d.used, d.copies_up = d.copies_down = 0;
 }
 
@@ -1243,6 +1261,10 @@ void second_device_set(const char* name, double value) {
     d.link = value;
   else if (key == "lag")
     d.lag = value;
+  else if (key == "shared_lag")
+    d.shared_lag = value;
+  else if (key == "unified")
+    d.unified = value != 0;
   else if (key == "lost")
     d.lost = value != 0;
   else if (key == "full_after")
@@ -1259,7 +1281,12 @@ double second_device_get(const char* name) {
   std::string key = name;
   if (key == "pinned")
     reclaim_pinned(); // what was given back is taken back when somebody asks or needs it
+  int64_t waiting = 0;
+  for (int i = 0; i < STREAMS; i++)
+    waiting += int64_t(d.lines[i].clock.at[i] - d.lines[i].done);
   return key == "violations" ? d.violations
+      : key == "waiting"     ? double(waiting)
+      : key == "unified"     ? double(d.unified)
       : key == "plugged"     ? double(d.plugged)
       : key == "launches"    ? double(d.launches)
       : key == "replays"     ? double(d.replays)
