@@ -1,12 +1,12 @@
 """Checks and measures a real graphics card in one command of eight minutes, which can be resumed.
 
-    python -m tests.bench.on_a_gpu [--minutes 8] [--out FOLDER] [--peer ACCELERATE_SCRIPT]
+    python -m tests.bench.on_a_gpu [--minutes 8] [--out FOLDER]
     python -m tests.bench.on_a_gpu --dry-run        (a small model on a simulated card: shows that the script works)
 
 Runs from source with torch, transformers, safetensors and psutil. Checks the card, compares tokens, checks memory
-budgets, and measures strategies, plain offloading and, if the card reports it, energy. Each row is printed and saved in
-FOLDER when it is known; saved rows are not measured again, unless they failed. FOLDER/report.md is for an issue. Exits
-with 1 if the card failed a check or a budget was exceeded.
+budgets, and measures strategies, accelerate's offloading if that is installed and, if the card reports it, energy. Each
+row is printed and saved in FOLDER when it is known; saved rows are not measured again, unless they failed.
+FOLDER/report.md is for an issue. Exits with 1 if the card failed a check or a budget was exceeded.
 """
 
 from __future__ import annotations
@@ -155,6 +155,12 @@ def benched(case: Case, model: tuple[str, ...], device: tuple[str, ...], seconds
     return row
 
 
+def with_accelerate(shape: str, vram_gib: float, seconds: float) -> Row:
+    """Measure transformers with accelerate on the same shape."""
+    command = [sys.executable, "-m", "tests.bench.transformers_offloaded", "--shape", shape]
+    return run([*command, "--vram-gib", str(vram_gib)], seconds) | {"strategy": "accelerate"}
+
+
 def small_model(folder: Path) -> Path:
     """Create, once, a random fp32 model that is large enough to be split."""
     from tests.core.families import make_model
@@ -182,12 +188,9 @@ def steps(options: argparse.Namespace) -> Iterator[tuple[str, Any]]:
         yield case.name, lambda seconds, case=case: benched(case, (str(small_model(options.out)),), device, seconds)
     for case in DRY_CASES if options.dry_run else CASES:
         yield case.name, lambda seconds, case=case: benched(case, measured_model(case, options), device, seconds)
-    for shape, vram in PEERS if options.peer else ():
-        command = [sys.executable, options.peer, "--shape", shape, "--vram-gib", str(vram), "--new-tokens", "16"]
-        yield (
-            f"{shape} bf16 {vram:g} GiB accelerate",
-            lambda seconds, command=command: run(command, seconds) | {"strategy": "accelerate"},
-        )
+    for shape, vram in PEERS if find_spec("accelerate") and not options.dry_run else ():
+        name = f"{shape} bf16 {vram:g} GiB accelerate"
+        yield name, lambda seconds, shape=shape, vram=vram: with_accelerate(shape, vram, seconds)
 
 
 def same_tokens(rows: dict[str, Row]) -> bool | None:
@@ -203,7 +206,7 @@ def line(name: str, row: Row) -> str:
         return f"| {name} | {row['error']} | | | | | |"
     if "decode_tok_s" not in row:
         return f"| {name} | {', '.join(f'{key} {value}' for key, value in row.items() if value)} | | | | | |"
-    peak = row.get("peak_vram_bytes", 0) / GIB or row.get("peak_vram_gib", 0)
+    peak = row.get("peak_vram_bytes", 0) / GIB
     return (
         f"| {name} | {row['decode_tok_s']} | {row.get('prefill_tok_s', '')} | {peak:.2f} | "
         f"{row.get('predicted_decode_tok_s', '')} | {row.get('efficiency', '')} | {row.get('joules') or ''} |"
@@ -271,7 +274,6 @@ def measure(options: argparse.Namespace, kept: Path) -> tuple[dict[str, Row], li
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--peer", metavar="SCRIPT", help="measures transformers with accelerate; one JSON line last")
     parser.add_argument("--minutes", type=float, default=8.0)
     parser.add_argument("--dry-run", action="store_true")
     parser.add_argument("--out", type=Path, default=Path(tempfile.gettempdir()) / "hetegen-on-a-gpu")

@@ -15,6 +15,7 @@ import pytest
 from core.accelerators.card import cards
 from tests.bench import on_a_gpu
 from tests.bench.on_a_gpu import CHECK, Row, measure, same_tokens, self_check, unusable
+from tests.bench.transformers_offloaded import measured
 
 MEASURED = "opt-6.7b bf16 80 GiB hetegen"
 
@@ -61,6 +62,14 @@ def test_only_what_failed_is_measured_again(tmp_path: Path, monkeypatch: pytest.
         rows, missing = measure(argparse.Namespace(minutes=8.0), kept)
     assert asked == ["first", "second", "second"]
     assert (rows, missing) == ({"first": {"decode_tok_s": 1}, "second": {"decode_tok_s": 2}}, [])
+
+
+def test_the_usual_way_is_measured_on_the_same_shape() -> None:
+    """On the processor here: with a card, accelerate places the layers."""
+    pytest.importorskip("accelerate")
+    sizes = {"hidden_size": 64, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4}
+    found = measured({"model_type": "llama", "vocab_size": 99, "num_key_value_heads": 2, **sizes}, 1.0, 16, 3)
+    assert min(found["prefill_tok_s"], found["decode_tok_s"]) > 0
 
 
 def test_tokens_of_a_run_that_failed_are_not_compared() -> None:

@@ -2,7 +2,7 @@
 
     python -m tests.bench.against_llama_cpp --pairs bf16:eager --peer python tests/bench/transformers_eager.py
 
-Takes the peer's options and prints its JSON line. Uses `core` for the shape's dimensions only.
+Takes the peer's options and prints its JSON line. Uses `core` for the shape's dimensions and names only.
 """
 
 from __future__ import annotations
@@ -21,13 +21,15 @@ from transformers import AutoConfig, AutoModelForCausalLM, DynamicCache
 from transformers.initialization import no_init_weights
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
+from core.layers.kv_cache import cache_argument
 from core.weights.known_shapes import shape
 
 
-def build(name: str) -> Any:
+def build(config: dict[str, Any], attention: str) -> Any:
+    """Return a model of this configuration with random weights in bf16."""
     with no_init_weights():
         model = AutoModelForCausalLM.from_config(
-            AutoConfig.for_model(**shape(name)), dtype=torch.bfloat16, attn_implementation="eager"
+            AutoConfig.for_model(**config), dtype=torch.bfloat16, attn_implementation=attention
         )
     block = torch.empty(1 << 22).normal_(0, 0.02).bfloat16()
     for value in model.parameters():
@@ -40,14 +42,14 @@ def build(name: str) -> Any:
 @torch.inference_mode()
 def measure(model: Any, prompt: list[int], new_tokens: int) -> tuple[float, list[float]]:
     model(input_ids=torch.tensor([prompt[:16]]))
-    cache = DynamicCache(config=model.config)
+    cache = {cache_argument(model): DynamicCache(config=model.config)}
     began = time.perf_counter()
-    model(input_ids=torch.tensor([prompt]), past_key_values=cache, logits_to_keep=1)
+    model(input_ids=torch.tensor([prompt]), logits_to_keep=1, **cache)
     prefill = time.perf_counter() - began
     steps = []
     for token in prompt[:new_tokens]:
         began = time.perf_counter()
-        model(input_ids=torch.tensor([[token]]), past_key_values=cache)
+        model(input_ids=torch.tensor([[token]]), **cache)
         steps.append(time.perf_counter() - began)
     return prefill, steps
 
@@ -61,7 +63,7 @@ def main() -> None:
     parser.add_argument("--new-tokens", type=int, default=64)
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
-    model = build(options.shape)
+    model = build(shape(options.shape), "eager")
     rng = random.Random(0)
     prompt = [rng.randrange(model.config.vocab_size) for _ in range(options.prompt_tokens)]
     prefill, steps = measure(model, prompt, options.new_tokens)
