@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import mmap
 import tempfile
 import time
 import warnings
@@ -20,7 +21,6 @@ from core.errors import HeteGenError
 from core.kernels.cuda_dequant import device_kernels
 from core.kernels.torch_products import torch_int4, torch_int8
 from core.units import MIB
-from core.weights.mapped_file import map_file
 
 SIDE, COPY = 512, 16 * MIB
 TOLERANCE = 0.02
@@ -124,9 +124,11 @@ def _mapped(weight: Tensor) -> Iterator[Tensor]:
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
         file = Path(folder, "weight")
         file.write_bytes(bytes(HEADER) + weight.view(torch.uint8).numpy().tobytes())
+        with file.open("rb") as opened:
+            mapped = mmap.mmap(opened.fileno(), 0, access=mmap.ACCESS_READ)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", UserWarning)  # torch warns that the buffer is read-only
-            flat = torch.frombuffer(map_file(file), dtype=weight.dtype, offset=HEADER)
+            flat = torch.frombuffer(mapped, dtype=weight.dtype, offset=HEADER)
         yield flat.view(weight.shape)
 
 

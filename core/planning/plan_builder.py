@@ -166,7 +166,7 @@ def _resident(item: LinearSpec, plan: LinearPlan) -> bool:
 
 def _copied_alone(item: LinearSpec, plan: LinearPlan) -> bool:
     """Return whether a card that reads rows in place has a copy: of some experts, or of some columns."""
-    return 0 < plan.resident < plan.rows and (plan.by_columns or item.experts > 1)
+    return 0 < plan.resident < plan.rows and (plan.by_columns or item.experts is not None)
 
 
 def _memory(job: Job, linears: Sequence[LinearPlan], best: Chosen) -> tuple[DeviceMemory, ...]:

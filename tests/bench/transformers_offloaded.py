@@ -30,7 +30,8 @@ def offloaded(model: Any, vram_gib: float) -> Any:
     if not torch.accelerator.is_available():
         return model
     limits = {0: int(vram_gib * GIB), "cpu": int(psutil.virtual_memory().total * RAM_SHARE)}
-    places = infer_auto_device_map(model, max_memory=limits, no_split_module_classes=model._no_split_modules)
+    layer = type(model.get_decoder().layers[0]).__name__
+    places = infer_auto_device_map(model, max_memory=limits, no_split_module_classes=[layer])
     return dispatch_model(model, places)
 
 
