@@ -147,10 +147,10 @@ def measure_gpu(accelerator: Accelerator, cpu: CpuRates) -> GpuRates:
     )
 
 
-def measure_beside(accelerator: Accelerator, cpu: CpuRates) -> tuple[float, float]:
+def measure_beside(accelerator: Accelerator, table: KernelTable) -> tuple[float, float]:
     """Return the fractions of the CPU's and of the GPU's rate that remain while both multiply, as they share the
     memory's bandwidth. Raises NotEnoughMemory, DeviceLost."""
-    there, here = DeviceLoad(accelerator), CpuLoad(cpu.table, "bf16")
+    there, here = DeviceLoad(accelerator), CpuLoad(table, "bf16")
     alone, before = there.rate(after(TOGETHER_S / 2)), here.rate(TOGETHER_S / 2)
     beside, computing = _together(there, here)
     return _part(computing, before), _part(beside, alone)

@@ -206,7 +206,7 @@ def _measured_gpu(index: int, simulation: Simulation | None, cpu: CpuRates) -> G
         assert accelerator is not None
         rates = measure_gpu(accelerator, cpu)
         saves = replay_saves(accelerator) if trial.graphs else 0.0
-        beside = measure_beside(accelerator, cpu) if trial.unified else (1.0, 1.0)
+        beside = measure_beside(accelerator, cpu.table) if trial.unified else (1.0, 1.0)
         accelerator.close()
         return replace(
             rates, graphs=trial.graphs, replay_saves=saves, in_place=trial.in_place, cpu_beside=beside[0],

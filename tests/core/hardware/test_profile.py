@@ -12,6 +12,7 @@ import torch
 from core.accelerators.trial import Trial
 from core.errors import BadRequest
 from core.hardware import profile as module
+from core.hardware.benchmark import measure_beside
 from core.hardware.cpu_info import cpu_info, on_battery, ram
 from core.hardware.doctor import findings, software
 from core.hardware.machine import open_machine
@@ -21,7 +22,7 @@ from core.planning.planner import place
 from core.spec import Budget, Hardware
 from core.units import GIB
 from tests.core.machines import model
-from tests.core.second_device import SecondDevice
+from tests.core.second_device import SecondCard, SecondDevice
 
 SIMULATED = "vram=256MiB,link=2GB/s"
 
@@ -107,13 +108,15 @@ def test_what_the_trial_of_a_card_with_shared_memory_found_is_measured_and_kept(
     monkeypatch.setattr("core.hardware.benchmark.STORAGES", ("bf16",))
     # In the other process that tries cards, there is no such device.
     monkeypatch.setattr("core.accelerators.trial.tried", lambda index: Trial("", unified=True, in_place=True))
+    monkeypatch.setattr("core.hardware.benchmark.measure_beside", lambda *_: (0.5, 0.25))
     card = measured_machine(tmp_path, threads=1)[0].gpus[0]
-    assert card.unified
-    assert card.in_place
-    assert 0.2 <= card.cpu_beside <= 1
-    assert 0.2 <= card.gpu_beside <= 1
+    assert (card.unified, card.in_place, card.cpu_beside, card.gpu_beside) == (True, True, 0.5, 0.25)
     monkeypatch.setattr(module, "measured_profile", None)  # would fail if called
     assert replace(measured_machine(tmp_path, threads=1)[0].gpus[0], vram_free=card.vram_free) == card
+
+
+def test_how_card_and_processor_slow_each_other_down_is_measured(card: SecondCard) -> None:
+    assert all(0.2 <= part <= 1 for part in measure_beside(card, KernelTable(1)))
 
 
 def test_threads_are_left_as_they_were(folder: Path) -> None:

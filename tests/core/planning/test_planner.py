@@ -220,6 +220,8 @@ def test_weights_that_a_card_reads_in_place_lie_in_memory_once() -> None:
     assert any("without copies" in line for line in explain(ours, spec, machine))
     copying = replace(machine, gpus=(replace(machine.gpus[0], in_place=False),))
     apart = place(spec, copying, Budget(format="bf16", context=2048))
+    smaller = replace(machine, cpu=replace(machine.cpu, ram_free=12 * GIB))
+    assert place(spec, smaller, Budget(format="bf16", context=2048)).from_disk
     assert apart.memory[1].weights > 10 * GIB
 
 

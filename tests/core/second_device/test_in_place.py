@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from core.accelerators.card_checks import reads_in_place, try_card
+from core.accelerators.in_place import by_address
 from core.spec import Format, ModelSpec, Plan
 from core.units import MIB
 from tests.core.offload.test_hetero_linear import TOKENS, Bench
@@ -69,6 +70,13 @@ def test_it_is_tried_whether_a_device_reads_in_place_as_fast_as_from_copies(unif
     assert try_card(unified.device).unified
     assert reads_in_place(unified)
     unified.told.set(shared_lag=0.05)
+    assert not reads_in_place(unified)
+
+
+def test_a_device_that_reads_something_else_is_found_out(unified: SecondCard, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As one would that has caches of its own, or counts addresses from elsewhere."""
+    elsewhere = replace(unified.can, in_place=lambda tensor, device: by_address(torch.zeros_like(tensor), device))
+    monkeypatch.setattr(unified, "can", elsewhere)
     assert not reads_in_place(unified)
 
 
