@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 from core.sentence import joined, sentence
 from core.spec import DECODE, PREFILL, ROUNDED, DeviceMemory, Hardware, ModelSpec, Plan
@@ -14,6 +14,7 @@ FORMAT_COSTS = {"int8": "1 %", "int4": "12 %"}
 """Upper bounds of the rise in perplexity of a real model: SmolLM2-135M on tests/assets/english.txt, with permuted
 columns. Its file has 4-bit weights itself, which unpermuted would lose less than others (2 %)."""
 FORMAT_WORDS = {"bf16": "the weights as stored", "int8": "8-bit weights", "int4": "4-bit weights"}
+IN_RAM, ON_CARD = "the computer's memory", "the graphics card"
 
 
 def tok_s(rate: float) -> str:
@@ -89,54 +90,49 @@ def too_big_or_busy(plan: Plan, idle: Plan, spec: ModelSpec, hardware: Hardware)
 
 def figures(plan: Plan, spec: ModelSpec) -> list[str]:
     """Return sentences on speed, memory, and where the conversation is kept."""
-    found = [_stored(plan, spec)] if spec.stored_as else []
-    found += [] if plan.fits == "no" else [_expected(plan)]
+    return [*_in_general(plan, spec), *_at_work(plan, spec)]
+
+
+def _in_general(plan: Plan, spec: ModelSpec) -> Iterator[str]:
+    """Yield what holds for every token: the format, the speed, and what lies where."""
+    if spec.stored_as:
+        yield _stored(plan, spec)
+    if plan.fits != "no":
+        yield _expected(plan)
     if plan.format in FORMAT_COSTS and not spec.stored_as:
-        found.append(_cost(plan))
+        yield _cost(plan)
     for memory in plan.memory:
-        place = "the computer's memory" if memory.device == "cpu" else "the graphics card"
-        found.append(sentence("In {}: {}.", place, _memory_words(memory)))
+        yield sentence("In {}: {}.", IN_RAM if memory.device == "cpu" else ON_CARD, _memory_words(memory))
     if plan.head_copy:
-        found.append(_head_copy(plan))
+        yield _head_copy(plan)
     if spec.sight_bytes:
-        where = "the computer's memory" if plan.sight_gpu < 0 else "the graphics card"
-        size = format_memory(spec.sight_bytes)
-        found.append(sentence("For pictures {} more are taken in {}, when the first one comes.", size, where))
+        where, size = IN_RAM if plan.sight_gpu < 0 else ON_CARD, format_memory(spec.sight_bytes)
+        yield sentence("For pictures {} more are taken in {}, when the first one comes.", size, where)
     on_card = sum(device >= 0 for device in plan.kv_devices)
     if 0 < len(plan.kv_devices) != on_card and plan.gpu >= 0:
         where = "partly in the computer's memory" if on_card else "in the computer's memory"
-        found.append(
-            sentence(
-                "The conversation's memory of {} tokens is kept {}, so that more weights fit.",
-                f"{plan.context:,}",
-                where,
-            )
-        )
+        context = f"{plan.context:,}"
+        yield sentence("The conversation's memory of {} tokens is kept {}, so that more weights fit.", context, where)
+
+
+def _at_work(plan: Plan, spec: ModelSpec) -> Iterator[str]:
+    """Yield how a token and a prompt are computed, as far as it is not the usual way."""
     if plan.divides_heads:
-        found.append(_by_heads(plan))
+        yield _by_heads(plan)
     if plan.host_layers:
         count = len(plan.host_layers)
-        found.append(
-            sentence("While it writes, {} of {} layers are computed by the processor alone.", count, spec.layers)
-        )
+        yield sentence("While it writes, {} of {} layers are computed by the processor alone.", count, spec.layers)
     if plan.in_place:
-        found.append("The graphics card shares the computer's memory and reads the weights there, without copies.")
+        yield "The graphics card shares the computer's memory and reads the weights there, without copies."
     if plan.captured:
-        found.append(_captured(plan, spec))
+        yield _captured(plan, spec)
     if part := _held_experts(plan, spec):
         used = format_share(plan.profile.covered(part))
-        found.append(
-            sentence(
-                "The card holds {} of the experts; in earlier replies they were {} of those used.",
-                format_share(part),
-                used,
-            )
+        yield sentence(
+            "The card holds {} of the experts; in earlier replies they were {} of those used.", format_share(part), used
         )
     if (share := streamed_share(plan, spec, PREFILL)) >= 0.005:
-        found.append(
-            sentence("While it reads prompts, {} of the other weights are streamed to the card.", format_share(share))
-        )
-    return found
+        yield sentence("While it reads prompts, {} of the other weights are streamed to the card.", format_share(share))
 
 
 def _by_heads(plan: Plan) -> str:
