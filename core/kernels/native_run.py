@@ -67,7 +67,7 @@ class Sight:
     """The tokens that layers of one kind attend to: `held` cached ones from cache position `first` on, then the M new
     ones.
 
-    Of packed caches, the `recent` newest tokens are read unpacked, from position `recent_first` on.
+    The `recent` newest tokens of packed caches are read unpacked, from position `recent_first` on.
     cos and sin are (1, M, turned) of the layers' type or fp32; mask is (1, 1, M, held + M) of bool, rows contiguous.
     """
 

@@ -37,6 +37,8 @@ with bare_torch():
 NAME = "hetegen"
 MOST_SHARED_ROWS = 64
 """Up to this many query rows per KV head, the time is that of reading the keys rather than of multiplying them."""
+ONLY_BY_TORCH = ("position_bias", "cache")
+"""Arguments of transformers' attention that ours does not take."""
 FEW_QUERIES = 16
 """Up to this many query rows, the rows of heads that share keys are laid together."""
 QUERY_CHUNK = 128
@@ -95,26 +97,34 @@ def attend(
         mask, sinks = (None if one is None else one.to(home) for one in (attention_mask, s_aux))
         there, _ = attend(module, query.to(home), key, value, mask, dropout, scaling, softcap, sinks, **kwargs)
         return there.to(query.device), None
-    library, by_torch = native(), kwargs.get("position_bias") is not None or kwargs.get("cache") is not None or dropout
-    causal = attention_mask is None and query.shape[2] > 1 and _is_causal(module, kwargs)
-    scale = query.shape[-1] ** -0.5 if scaling is None else scaling
-    asked = Asked(query, attention_mask, scale, softcap, s_aux)
-    if library is not None and not causal and not by_torch and suits(query, keys, values, attention_mask):
-        return library.attention(asked.call(keys, values)), None
-    key, value = keys.floats(query.dtype, mixed=True), values.floats(query.dtype, mixed=False)
-    if by_torch:
+    if dropout or any(kwargs.get(name) is not None for name in ONLY_BY_TORCH):
+        floats = keys.floats(query.dtype, mixed=True), values.floats(query.dtype, mixed=False)
         out: tuple[Tensor, None] = sdpa_attention_forward(
-            module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, softcap=softcap, **kwargs
+            module, query, *floats, attention_mask, dropout=dropout, scaling=scaling, softcap=softcap, **kwargs
         )
         return out
+    causal = attention_mask is None and query.shape[2] > 1 and _is_causal(module, kwargs)
+    scale, library = query.shape[-1] ** -0.5 if scaling is None else scaling, native()
+    asked = Asked(query, attention_mask, scale, softcap, s_aux)
+    if library is not None and not causal and suits(query, keys, values, attention_mask):
+        return library.attention(asked.call(keys, values)), None
+    return _attend_floats(asked, keys, values, causal=causal), None
+
+
+def _attend_floats(asked: Asked, keys: Stored, values: Stored, *, causal: bool) -> Tensor:
+    """Compute (B, S, H, D) of many query rows, or of what the kernel for few does not take."""
+    query = asked.query
+    key, value = keys.floats(query.dtype, mixed=True), values.floats(query.dtype, mixed=False)
     if causal:
         # As in sdpa: without a mask, keys beyond the last query are the unused end of a static cache.
         key, value = key[:, :, : query.shape[2]], value[:, :, : query.shape[2]]
-    found = None if library is None else _attend_many(asked, key, value, causal=causal)
-    if found is None:
-        hides = causal or attention_mask is not None or (query.shape[2] == 1 and softcap is None and s_aux is None)
-        found = _attend_by_torch(asked if hides else asked._replace(mask=_all_seen(query, key)), key, value)
-    return found, None
+    found = None if native() is None else _attend_many(asked, key, value, causal=causal)
+    if found is not None:
+        return found
+    is_plain_row = query.shape[2] == 1 and asked.softcap is None and asked.sinks is None
+    if asked.mask is None and not causal and not is_plain_row:
+        asked = asked._replace(mask=_all_seen(query, key))
+    return _attend_by_torch(asked, key, value)
 
 
 def _attend_by_heads(
