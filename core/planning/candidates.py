@@ -6,10 +6,11 @@ import math
 from collections import Counter
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from itertools import accumulate, chain
 
 from core.planning.capture import with_replays
-from core.planning.cost_model import GroupClass, PassCost, Residents, classify, with_disk
+from core.planning.cost_model import GroupClass, Residents, classify
 from core.planning.fixed_cost import FixedCosts, fixed_costs, in_two_calls
 from core.planning.job import Job
 from core.planning.machine_rates import MachineRates
@@ -24,6 +25,7 @@ from core.planning.memory_budget import (
     vram_limit,
     weights_on_card,
 )
+from core.planning.pass_cost import PassCost, with_disk
 from core.planning.row_split import STREAMING, best_streams, nothing_resident, resident_choices
 from core.planning.speculation import CHECKED
 from core.spec import (
@@ -92,12 +94,19 @@ class Candidate:
 
     def best(self, bucket: int) -> tuple[tuple[float, ...], Times]:
         """Return the best streamed shares in this bucket, by class, and their times."""
-        shares, times = best_streams(self._pass_cost(bucket, self.costs), self.layout.residents)
-        return shares, with_disk(times, self._disk_s)
+        if bucket not in self._found:
+            shares, times = best_streams(self._pass_cost(bucket, self.costs))
+            self._found[bucket] = shares, with_disk(times, self._disk_s)
+        return self._found[bucket]
 
     def times(self, bucket: int, shares: Sequence[float], costs: FixedCosts) -> Times:
         """Return the times of these shares with other fixed costs."""
-        return with_disk(self._pass_cost(bucket, costs).times(self.layout.residents, shares), self._disk_s)
+        return with_disk(self._pass_cost(bucket, costs).times(shares), self._disk_s)
+
+    @cached_property
+    def _found(self) -> dict[int, tuple[tuple[float, ...], Times]]:
+        """What `best` has found, by bucket."""
+        return {}
 
     @property
     def prefill_bucket(self) -> int:
@@ -109,7 +118,9 @@ class Candidate:
         return self.host.from_disk / self.machine.hardware.disk_bytes_s
 
     def _pass_cost(self, bucket: int, costs: FixedCosts) -> PassCost:
-        return PassCost(self.layout.classes, bucket, self.machine, costs, self.strategy, self.ring)
+        return PassCost(
+            self.layout.classes, self.layout.residents, bucket, self.machine, costs, self.strategy, self.ring
+        )
 
 
 @dataclass(frozen=True)

@@ -1,16 +1,7 @@
-"""Predicted time of a pass under given shares: the law of DESIGN section 2, for three shares and priced exchanges.
+"""What a model's linears cost by themselves: groups of linears with the same input, in classes of the same shapes.
 
-Linears that read the same input form a group. A group takes one exchange between CPU and GPU, together with a following
-linear if both are split alike, such as attention divided by heads with its output's projection. Groups with the same
-shapes form a class. In one pass, with the link prefetching across linears:
-
-    group   = max(CPU rows + exchange, resident and streamed rows on the GPU)        (added up if they share cores)
-    pass    = max(all groups + attention + overhead, streamed bytes / link)          (added up if serial)
-
-Computation and link slow each other down while both run, and the link can run ahead only by the size of its ring.
-
-Each engine's time is linear in its share, so a class is a handful of coefficients and pricing a pass takes
-microseconds.
+A group takes one exchange between CPU and GPU, together with a following linear if both are split alike, such as
+attention divided by heads with its output's projection. `pass_cost` prices a pass under given shares.
 """
 
 from __future__ import annotations
@@ -18,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
-from core.planning.fixed_cost import FUSED_SHARE, FixedCosts, Graphs, between_share, in_two_calls
+from core.planning.fixed_cost import FUSED_SHARE, Graphs, between_share, in_two_calls
 from core.planning.machine_rates import MachineRates, cpu_rate, gpu_rate
 from core.spec import (
     BUCKET_TOKENS,
@@ -29,10 +20,7 @@ from core.spec import (
     KernelRate,
     LinearSpec,
     ModelSpec,
-    Ring,
     Storage,
-    Strategy,
-    Times,
     tokens_with,
 )
 
@@ -278,117 +266,3 @@ def _exchange_by_heads(
     two = _exchange(machine, group[:-1], tokens), _exchange(machine, group[-1:], tokens)
     into, back = (tuple(map(sum, zip(*one, strict=True))) for one in zip(*two, strict=True))
     return few[0][: FEW + 1] + into[FEW + 1 :], few[1][: FEW + 1] + back[FEW + 1 :]
-
-
-@dataclass(frozen=True)
-class PassCost:
-    """One phase of a placement, to be priced under any shares."""
-
-    classes: tuple[GroupClass, ...]
-    bucket: int
-    machine: MachineRates
-    fixed_costs: FixedCosts
-    strategy: Strategy
-    ring: Ring
-
-    def times(self, residents: Residents, streamed: Sequence[float]) -> Times:
-        """Return the times if the share `streamed[class]` of the non-resident rows is streamed and the CPU has the
-        rest."""
-        work = self._groups(residents, streamed)
-        link, attention = self._link(residents, streamed), self.fixed_costs.attention[self.bucket]
-        between = self.fixed_costs.overhead[self.bucket]
-        rest, overhead = attention + between, between + work.exchanged
-        if self.strategy == "serial":
-            alone = work.alone + rest
-            return Times(work.cpu, link, work.gpu, attention, overhead, 0.0, alone + link, alone)
-        critical, link_until, slower = overlapped(
-            work.alone + rest - work.dead, work.slowed + rest - work.dead, link, self._link_share(work)
-        )
-        total = work.dead + max(critical, link_until)
-        return Times(work.cpu * slower, link_until, work.gpu, attention, overhead, 0.0, total, work.dead + critical)
-
-    def _link(self, residents: Residents, streamed: Sequence[float]) -> float:
-        """Return the seconds of the link if nothing else runs."""
-        nbytes, pieces, buffer = 0.0, 0.0, max(1, self.ring.bytes)
-        hosted = residents.hosted(self.bucket)
-        for item, whole, host, part, share in zip(
-            self.classes, residents.whole, hosted, residents.part, streamed, strict=True
-        ):
-            rest = item.count - whole - host
-            if (away := (1 - part) * share) and rest:
-                sent = away * item.nbytes
-                nbytes += rest * sent
-                pieces += rest * max(item.matrices, sent / buffer)
-        return nbytes * self.machine.link_s(self.strategy) + pieces * self.machine.piece_s
-
-    def _link_share(self, work: GroupTimes) -> float:
-        """Return the fraction of its rate that the link keeps while the CPU computes."""
-        meets = work.cpu > 0 or self.machine.shares_cores
-        return self.machine.link_under_cpu if meets else 1.0
-
-    def _groups(self, residents: Residents, streamed: Sequence[float]) -> GroupTimes:
-        """Return the times of all groups, one after the other."""
-        machine, bucket, adds = self.machine, self.bucket, self.machine.shares_cores
-        slower, waiting, lead = 1 / machine.cpu_under_copy, machine.queue_s, self._lead_s()
-        cpu = gpu = exchanged = alone = slowed = dead = 0.0
-        groups = residents.hosted(bucket), residents.as_graphs(bucket)
-        for item, whole, host, graphs, part, share in zip(
-            self.classes, residents.whole, *groups, residents.part, streamed, strict=True
-        ):
-            there = machine.profile.covered(part) if item.chosen else part
-            rest, on_cpu = item.count - whole - host, (1 - there) * (1 - share)
-            whole_s = whole * item.gpu[bucket] + (whole - machine.replay_saves * graphs) * item.gpu_call[bucket]
-            gpu_s = (1 - on_cpu) * item.gpu[bucket] + item.gpu_call[bucket] if on_cpu < 1 else 0.0
-            cpu_s = on_cpu * item.cpu[bucket] + item.cpu_call if on_cpu > 0 else 0.0
-            cross = item.exchange[bucket] + on_cpu * item.exchange_out[bucket] if on_cpu > 0 else 0.0
-            hosted_s = host * (item.cpu[bucket] + FUSED_SHARE * item.cpu_call)
-            cpu += rest * cpu_s + hosted_s
-            gpu += rest * gpu_s + whole_s
-            exchanged += rest * cross
-            alone += rest * (machine.together_s(cpu_s, gpu_s) + cross) + whole_s + hosted_s
-            if adds:
-                slowed += (rest * (cpu_s + gpu_s) + whole_s) * slower + rest * cross
-            else:
-                slowed += rest * (machine.together_s(cpu_s * slower, gpu_s) + cross) + whole_s
-            slowed += hosted_s * slower + (rest * waiting if on_cpu > 0 else 0.0)
-            # The whole groups of a class come first: meanwhile the link fills the ring and then waits.
-            dead += max(0.0, whole_s - lead)
-        return GroupTimes(cpu, gpu, exchanged, alone, slowed, dead if lead else 0.0)
-
-    def _lead_s(self) -> float:
-        """Return the seconds of transfers that fit into the ring."""
-        return self.ring.total * self.machine.link_s(self.strategy)
-
-
-@dataclass(frozen=True)
-class GroupTimes:
-    """Seconds of all groups.
-
-    `cpu`, `gpu`, `exchanged`: per engine. `alone`, `slowed`: of the sequence, by itself and while the link runs.
-    `dead`: of stretches that exceed the link's lead.
-    """
-
-    cpu: float
-    gpu: float
-    exchanged: float
-    alone: float
-    slowed: float
-    dead: float
-
-
-def overlapped(alone: float, slowed: float, link: float, link_share: float) -> tuple[float, float, float]:
-    """Return when work and link are done if both start together, and the factor by which the work was slowed down.
-
-    While both run, the work takes `slowed` instead of `alone` seconds, and the link keeps `link_share` of its rate. The
-    one that is left over continues at its own rate.
-    """
-    together = min(slowed, link / link_share)
-    done = together / slowed if slowed else 1.0
-    work_until = together + (1 - done) * alone
-    link_until = together + link - together * link_share
-    return work_until, link_until, work_until / alone if alone else 1.0
-
-
-def with_disk(times: Times, seconds: float) -> Times:
-    """Return the times if weights must also be read from disk again."""
-    return replace(times, disk=seconds, total=times.total + seconds)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -125,12 +124,7 @@ def between_share(spec: ModelSpec) -> float:
 
 def in_two_calls(spec: ModelSpec) -> bool:
     """Return whether all layers look like those that the CPU can compute entirely beside a device."""
-    makes = DENSE_GROUPS, EXPERT_GROUPS
-    layers: dict[int, list[int]] = {}
-    for linear in spec.linears:
-        if linear.layer >= 0:
-            layers.setdefault(linear.layer, []).append(linear.group)
-    return bool(layers) and all(tuple(Counter(groups).values()) in makes for groups in layers.values())
+    return bool(spec.layer_groups) and spec.layer_groups <= {DENSE_GROUPS, EXPERT_GROUPS}
 
 
 def _gpu_attention(machine: MachineRates, nbytes: float, operations: float) -> float:

@@ -1,6 +1,6 @@
 """The split of linears: residents by gain per byte, then streamed rows by balancing link and CPU.
 
-Works on classes of groups with fractions (see `cost_model`); `plan_builder` turns fractions into rows.
+Works on classes of groups with fractions (see `pass_cost`); `plan_builder` turns fractions into rows.
 """
 
 from __future__ import annotations
@@ -11,8 +11,9 @@ from collections.abc import Callable, Sequence
 from functools import cache
 from itertools import accumulate
 
-from core.planning.cost_model import GroupClass, PassCost, Residents
+from core.planning.cost_model import GroupClass, Residents
 from core.planning.machine_rates import MachineRates
+from core.planning.pass_cost import PassCost
 from core.spec import DECODE, Strategy, Times
 
 Shares = tuple[float, ...]
@@ -73,13 +74,10 @@ def nothing_resident(classes: Sequence[GroupClass]) -> Residents:
     return Residents((0,) * len(classes), (0.0,) * len(classes))
 
 
-def best_streams(case: PassCost, residents: Residents) -> tuple[Shares, Times]:
+def best_streams(case: PassCost) -> tuple[Shares, Times]:
     """Return the best streamed shares in this phase, by class, and their times."""
 
-    @cache
-    def timed(shares: Shares) -> Times:
-        return case.times(residents, shares)
-
+    timed = cache(case.times)
     return min(((shares, timed(shares)) for shares in _stream_choices(case, timed)), key=lambda choice: choice[1].total)
 
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 from core.spec.formats import QUANTUM, Format, KvFormat
 from core.spec.plan import LinearPlan
@@ -140,6 +142,15 @@ class ModelSpec:
     lookup_bytes: int = 0
     widens_states: bool = False
 
+    @cached_property
+    def layer_groups(self) -> frozenset[tuple[int, ...]]:
+        """The makes of the layers: how many linears share each input, in the order of the pass."""
+        layers: dict[int, Counter[int]] = {}
+        for linear in self.linears:
+            if linear.layer >= 0:
+                layers.setdefault(linear.layer, Counter())[linear.group] += 1
+        return frozenset(tuple(groups.values()) for groups in layers.values())
+
     def storage(self, linear: LinearSpec, format: Format) -> Storage:
         """Return the storage of a linear in memory: as stored, or with fewer bits; never with more than it was stored.
 
@@ -215,7 +226,7 @@ class ModelSpec:
     def keys_copy(self, format: Format) -> int:
         """Return the bytes of transposed copies of weights that make keys from latents: queries are multiplied with
         them instead."""
-        return sum(_keys_copy(linear, self.storage(linear, format)) for linear in self.linears)
+        return sum(_keys_copy(linear, self.storage(linear, format)) for linear in self.linears if linear.key_heads)
 
     def mapped(self, format: Format) -> bool:
         """Return whether weights in this format are used directly from the model's files."""
