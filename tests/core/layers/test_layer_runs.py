@@ -19,7 +19,6 @@ from core.kernels.native_library import NativeLibrary
 from core.layers.fused_forward import FusedForward, one_by_one
 from core.layers.fused_layers import adopt, release
 from core.layers.kv_cache import KVCache
-from core.layers.kv_layers import SLIDING_SLACK
 from core.model.blueprint import decoder_layers
 from core.model.language_model import ForwardStopped
 from core.spec import Format
@@ -29,6 +28,7 @@ from tests.core.layers.fused import PROMPT, load
 pytestmark = pytest.mark.skipif(not instruction_sets(), reason="the package was built without a compiler")
 FAMILIES = ("llama", "qwen2", "qwen3", "olmo2", "mistral", "granite", "mixtral", "qwen3_moe", "qwen2_moe")
 LAYERS = 4
+SLACK = 64
 PARTS = [PROMPT, [1], [2], [3], PROMPT[:3], PROMPT[:3], [4], PROMPT[:8], PROMPT[:8], [5]]
 """Each number of rows once to be observed, and then in one call."""
 
@@ -141,11 +141,13 @@ GEMMA4_31B = {
     ],
 )
 def test_layers_with_windows_and_without_are_one_call(
-    family: str, packed: bool, changes: dict[str, Any], tmp_path: Path, calls: Iterator[list[tuple[int, int]]]
-) -> None:
+    family: str, packed: bool, changes: dict[str, Any], tmp_path: Path, calls: Iterator[list[tuple[int, int]]],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    monkeypatch.setattr("core.layers.kv_layers.SLIDING_SLACK", SLACK)
     kinds = [*["sliding_attention"] * 3, *["full_attention"] * 2]
     path, made = load(family, tmp_path, num_hidden_layers=len(kinds), layer_types=kinds, **changes), next(calls)
-    tokens = [[id % 190 + 3] for id in range(SLIDING_SLACK + 80)]  # until the window has moved to the buffer's front
+    tokens = [[id % 190 + 3] for id in range(SLACK + 80)]  # until the window has moved to the buffer's front
     parts = [*tokens, PROMPT[:5], PROMPT[:5], [9], PROMPT[:8], PROMPT[:8]]
 
     def found() -> tuple[Tensor, KVCache]:
