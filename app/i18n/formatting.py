@@ -5,12 +5,15 @@ Memory is counted as it is sold, 2^30 bytes to the GB; files, downloads and rate
 
 from __future__ import annotations
 
+import re
+
 from app.i18n.translator import number, tr
 from core import units
 from core.spec import Confidence, Prediction
 from core.units import GIB
 
 TYPICAL_DOWNLOAD_BYTES_S = 100e6 / 8
+_PER_SECOND = re.compile(r"(?<=okens)/s\b")
 
 
 def unknown() -> str:
@@ -64,6 +67,11 @@ def count(value: int | None) -> str:
 def percent(value: float | None) -> str:
     """Format a percentage, given as 0-100: "42 %"."""
     return unknown() if value is None else units.format_share(value / 100)
+
+
+def whole_rates(text: str) -> str:
+    """Return the text with rates, "tokens/s", that no line break can divide."""
+    return _PER_SECOND.sub("/\u2060s", text)
 
 
 def tokens(value: int) -> str:

@@ -210,12 +210,12 @@ class Composer(QWidget):
 
     def _lay_out(self) -> None:
         box = self._box().toRect()
-        bottom = box.bottom() - 8
+        line, inner = self.edit.fontMetrics().lineSpacing(), box.height() - 2 * PAD
+        # Beside one line the buttons are in its middle, beside more at the end.
+        bottom = box.center().y() + 15 if inner < 2 * line else box.bottom() - 8
         self._attach.move(box.left() + RELATED, bottom - TARGET - 1)
         self._send.move(box.right() - 32 - 7, bottom - 31)
         self.ring.move(box.right() - 32 - 7 - 20 - RELATED, bottom - 25)
-        line = self.edit.fontMetrics().lineSpacing()
-        inner = box.height() - 2 * PAD
         text = max(inner, line)
         top = box.top() + PAD + max(0, (inner - line - 4) // 2 if inner < 2 * line else 0)
         left = RELATED + TARGET + INSIDE

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import time
 
 from PySide6.QtCore import QRectF, Qt, QTimer, Signal, Slot
@@ -30,8 +29,6 @@ PHASES = {
 MOST = 3
 FEW = 110
 """Longest text, in characters, with a button beside it."""
-UNIT = re.compile(r"(?<=okens)/s\b")
-"""The end of a rate, "tokens/s", where no line may be broken."""
 LEAVES_AFTER_MS = 15_000
 """How long a notice stays that only informs."""
 
@@ -71,7 +68,7 @@ class NoticeCard(BarCard):
         words = QLabel(self)
         words.setTextFormat(Qt.TextFormat.PlainText)
         said = f"{notice.title}. {notice.sentence}".replace("?.", "?")
-        words.setText(UNIT.sub("/\u2060s", said))
+        words.setText(formatting.whole_rates(said))
         words.setWordWrap(True)
         words.setTextInteractionFlags(Qt.TextInteractionFlag.TextSelectableByMouse)
         row = QHBoxLayout(self)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from PySide6.QtCore import Qt, Slot
 from PySide6.QtWidgets import QGridLayout, QLabel, QSizePolicy, QVBoxLayout, QWidget
 
+from app.i18n import formatting
 from app.i18n.translator import said, tr
 from app.settings.theme import EDGE, GROUP, ICON, INSIDE, RELATED, Theme
 from app.views.models import words
@@ -58,7 +59,7 @@ class FitView(QWidget):
         word, icon, token = words.VERDICTS[fit.kind]
         speed = words.speed(fit)
         self._icon.setPixmap(self._theme.pixmap(icon, token, ICON, self.devicePixelRatioF()))
-        self._headline.setText(f"{words.tr(word)}: {speed}" if speed else words.tr(word))
+        self._headline.setText(formatting.whole_rates(f"{words.tr(word)}: {speed}") if speed else words.tr(word))
         self._headline.setStyleSheet(f"color: {getattr(self._theme.colours, token)}; font-weight: 600;")
         self._reason.setText(said(fit.reason))
         self._figures.setText("\n".join(words.figures(fit)))
