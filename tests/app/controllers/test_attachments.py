@@ -181,7 +181,7 @@ def test_files_that_came_before_the_model_are_counted_by_it(
         patch.setattr(engine, "count", lambda _: iter([Failed(BadRequest("No model is loaded.", "", ""))]))
         app.window.files.emit([notes])
     assert not counted(app)
-    app.session.reload()
+    app.commands.act("reload")
     qtbot.waitUntil(lambda: counted(app))
 
 

@@ -103,7 +103,7 @@ def test_whole_where_it_fits_and_by_the_right_pages_where_it_does_not(
         right += at in excerpts[0].pages and f"{900 + at} crowns" in engine.requests[-1].messages[-1].content
     assert right >= 19
     engine.load_events = [replace(MODEL, context=131_072)]
-    app.session.reload()
+    app.commands.act("reload")
     qtbot.waitUntil(lambda: app.session.state.phase == "ready")
     app.commands.act("new_chat")
     attach(app, qtbot, report)
