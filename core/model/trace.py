@@ -42,6 +42,9 @@ STORED: dict[torch.dtype, Literal["bf16", "fp16", "fp32"]] = {
 
 Pass = Callable[[Any, DynamicCache], None]
 
+SIZE_BY_VALUES = "SymIntArrayRef expected to contain only concrete integers"
+"""torch's complaint about a size that depends on values, from operations that take no symbolic one."""
+
 
 def survey(module: Any, name: str = "") -> ModelSpec:
     """Return the specification of a causal language model on the meta device."""
@@ -151,10 +154,10 @@ def _on_fakes(module: Any, cache: DynamicCache) -> None:
     with FakeTensorMode(shape_env=ShapeEnv(), allow_non_fake_inputs=True):
         try:
             _call(module, cache, torch.device("cpu"))
-        except GuardOnDataDependentSymNode as error:
-            raise cannot_be_planned(module) from error
         # Each architecture fails in its own way at invalid settings, or without a picture.
         except Exception as error:
+            if isinstance(error, GuardOnDataDependentSymNode) or SIZE_BY_VALUES in str(error):
+                raise cannot_be_planned(module) from error
             raise cannot_run(module, error) from error
 
 

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import pytest
 import torch
+import torch.nn.functional as F
+from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
 from core.errors import UnsupportedModel
 from core.model.blueprint import build, config_from
 from core.model.trace import survey
-from tests.core.families import VOCABULARY
+from tests.core.families import FAMILIES, VOCABULARY
 
 
 def test_experts_that_are_chosen_by_a_program_of_their_own() -> None:
@@ -22,4 +24,18 @@ def test_experts_that_are_chosen_by_a_program_of_their_own() -> None:
     with pytest.raises(UnsupportedModel) as refused:
         survey(build(config, torch.float32))
     assert refused.value.what == "A model of the kind 'longcat_flash' cannot be run here."
+    assert refused.value.why == "It decides only while it runs what it computes, which cannot be planned."
+
+
+def test_sizes_that_depend_on_values(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As the padding of the tokens that GLM-5's indexer chooses."""
+    module = build(CONFIG_MAPPING["llama"](**FAMILIES["llama"]), torch.float32)
+    first = module.model.layers[0].mlp
+
+    def padded(x: torch.Tensor) -> torch.Tensor:
+        return F.pad(x, (0, (x > 0).sum().item()))[..., : x.shape[-1]]
+
+    monkeypatch.setattr(first, "forward", padded)
+    with pytest.raises(UnsupportedModel) as refused:
+        survey(module)
     assert refused.value.why == "It decides only while it runs what it computes, which cannot be planned."
