@@ -5,6 +5,8 @@ from __future__ import annotations
 import gc
 import os
 from collections.abc import Iterator
+from copy import deepcopy
+from functools import cache
 from pathlib import Path
 
 import hypothesis
@@ -12,6 +14,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from core.hardware import benchmark
 from core.paths import HOME_VARIABLE
 from tests.core.second_device import SecondCard, SecondDevice, cannot_build, second_device
 
@@ -58,6 +61,16 @@ def _all_are_known(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("core.model.spec_cache.KEPT_SPECS", 1000)
         patch.setattr("core.model.spec_cache.cache_folder", lambda: shared / "specifications")
+        yield
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _one_processor() -> Iterator[None]:
+    """Measure the processor once for each number of threads, not again for every simulated card."""
+    own = benchmark.measure_cpu
+    by_threads = cache(lambda threads: own())
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(benchmark, "measure_cpu", lambda: deepcopy(by_threads(torch.get_num_threads())))
         yield
 
 
