@@ -732,6 +732,8 @@ bool name_into(std::string& key, const IValue& value) {
     put(value.isInt() ? value.toInt() : value.toBool());
   } else if (value.isDouble()) {
     put(0); // of no influence on shapes
+  } else if (value.isString()) {
+    put(int64_t(value.toStringRef().size())), key += value.toStringRef();
   } else if (value.isList()) {
     put(int64_t(value.toListRef().size()));
     for (const IValue& one : value.toListRef())
