@@ -31,15 +31,23 @@ HALF = Piece("Half of it. ")
 
 @pytest.fixture
 def engine() -> ScriptedEngine:
-    """Pause in the middle of the first reply."""
+    return pausing_engine()
+
+
+@pytest.fixture
+def app(qtbot: QtBot, start: Start, engine: ScriptedEngine) -> Application:
+    return half_written(qtbot, start, engine)
+
+
+def pausing_engine() -> ScriptedEngine:
+    """Make an engine that pauses in the middle of the first reply."""
     engine = ScriptedEngine([HALF, *answer("The rest.")], answer("Another."))
     engine.pause_at = 2
     return engine
 
 
-@pytest.fixture
-def app(qtbot: QtBot, start: Start, engine: ScriptedEngine) -> Application:
-    """Provide a window with a new conversation, while the reply in another one is half written."""
+def half_written(qtbot: QtBot, start: Start, engine: ScriptedEngine) -> Application:
+    """Return a window with a new conversation, while the reply in another one is half written."""
     app = start(engine)
     app.window.composer.submitted.emit("First question")
     qtbot.waitUntil(lambda: app.session.state.phase == "replying")

@@ -10,34 +10,22 @@ from pytestqt.qtbot import QtBot
 
 from app.application import Application
 from core.errors import ModelFailed
-from core.events import Failed, Piece
+from core.events import Failed
 from tests.app.conftest import Start
-from tests.app.conversations.test_background_reply import listed
-from tests.app.scripted_engine import ScriptedEngine, answer, ask
+from tests.app.conversations.test_background_reply import go_on, half_written, listed, pausing_engine
+from tests.app.scripted_engine import ScriptedEngine, ask
 
 SEEN, NEW = "First question", "First question, new reply"
 
 
 @pytest.fixture
 def engine() -> ScriptedEngine:
-    return ScriptedEngine([Piece("Half of it. "), *answer("The rest.")], answer("Another."))
+    return pausing_engine()
 
 
 @pytest.fixture
 def app(qtbot: QtBot, start: Start, engine: ScriptedEngine) -> Application:
-    """Provide a window with a new conversation, while the reply in another one is half written."""
-    engine.pause_at = 2
-    app = start(engine)
-    app.window.composer.submitted.emit("First question")
-    qtbot.waitUntil(lambda: app.session.state.phase == "replying")
-    engine.pause_at = None
-    app.commands.act("new_chat")
-    return app
-
-
-def go_on(qtbot: QtBot, app: Application, engine: ScriptedEngine) -> None:
-    engine.gate.set()
-    qtbot.waitUntil(lambda: not app.session.state.busy)
+    return half_written(qtbot, start, engine)
 
 
 def test_the_mark_goes_once_it_is_opened(qtbot: QtBot, app: Application, engine: ScriptedEngine) -> None:
