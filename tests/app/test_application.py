@@ -457,6 +457,10 @@ class Tour:
         qtbot.waitUntil(app.window.composer.edit.hasFocus)
 
     def key(self, name: Qt.Key, modifier: Qt.KeyboardModifier = Qt.KeyboardModifier.NoModifier) -> None:
+        # Offscreen there is no window manager, which would give the focus back after a dialog.
+        if QApplication.activeWindow() is None:
+            self.app.window.activateWindow()
+            self.qtbot.waitUntil(self.app.window.isActiveWindow)
         QTest.keyClick(QApplication.focusWidget() or self.app.window, name, modifier)
 
     def control(self, name: Qt.Key) -> None:
@@ -470,14 +474,8 @@ class Tour:
         self.qtbot.waitUntil(lambda: not self.app.session.state.busy)
 
     def quit(self) -> None:
-        """Press again if the keys came while a dialog returned focus."""
-
-        def is_closed() -> bool:
-            if not self.engine.closed:
-                self.control(Qt.Key.Key_Q)
-            return self.engine.closed
-
-        self.qtbot.waitUntil(is_closed)
+        self.control(Qt.Key.Key_Q)
+        self.qtbot.waitUntil(lambda: self.engine.closed)
 
     def ask_and_stop(self) -> None:
         self.enter("First question")
