@@ -33,7 +33,7 @@ class SelfTest(QObject):
         self._app.window.shown.connect(self._on_shown)
         session.changed.connect(self._on_state)
         session.notice.connect(self._on_notice)
-        session.finished.connect(self._on_finished)
+        session.replies.finished.connect(self._on_finished)
         QTimer.singleShot(LIMIT_S * 1000, self, self._on_timeout)
         self._app.window.show()
         QCoreApplication.exec()

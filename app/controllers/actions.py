@@ -187,7 +187,7 @@ class Actions(QObject):
         elif action == "continue":
             self._session.go_on(id)
         elif action.startswith("allow_"):
-            self._session.tools.decide(id, action.removeprefix("allow_"))
+            self._session.replies.tools.decide(id, action.removeprefix("allow_"))
 
     @Slot(str, str)
     def export(self, id: str, form: str) -> None:

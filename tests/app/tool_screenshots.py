@@ -92,7 +92,7 @@ def called(stage: Stage, decisions: int) -> None:
     stage.app.window.composer.submitted.emit("When did I plant the tomatoes?")
     until(lambda: stage.app.session.state.phase == "calling")
     for turn in [turn for turn in stage.app.chat.conversation.path() if turn.call is not None][:decisions]:
-        stage.app.session.tools.decide(turn.id, "once")
+        stage.app.session.replies.tools.decide(turn.id, "once")
         assert turn.call is not None
         box.answered.emit(turn.call.id, ToolResult(FOUND))
     stage.settle()
