@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 
 from PySide6.QtCore import QObject, QTimer, Slot
 
@@ -14,17 +13,18 @@ from app.catalog.recommender import Recommender
 from app.controllers.about import AboutController
 from app.controllers.actions import Actions
 from app.controllers.attachments import Attachments
+from app.controllers.display import Display
 from app.controllers.gpu import GpuController, package_client
 from app.controllers.idle import IdleRest
 from app.controllers.long_documents import LongDocuments
 from app.controllers.models import ModelController, late_fit_check
 from app.controllers.preferences import Preferences
+from app.controllers.remembered import Remembered
 from app.controllers.remote import RemoteController
 from app.controllers.server import ServerController
 from app.controllers.tools import ToolController
 from app.controllers.welcome import WelcomeController
 from app.conversations.chat_model import ChatModel
-from app.conversations.conversation import CALLED, Conversation, Turn
 from app.conversations.elsewhere import Elsewhere
 from app.conversations.library import Library
 from app.conversations.session import Session
@@ -35,17 +35,15 @@ from app.i18n import translator
 from app.monitor.observer import Observer
 from app.monitor.telemetry import Sample
 from app.notices import notices
-from app.settings.settings import PRESETS, Settings
+from app.settings.settings import Settings
 from app.settings.theme import Theme
-from app.system import window_state
 from app.system.paths import Places, places
 from app.system.sleep import SleepWatch
-from app.system.window_state import WindowState
 from app.tools.toolbox import Toolbox
 from app.views.conversations.sidebar import Sidebar
 from app.views.frame.window import MainWindow
 from app.views.monitor.live_view import LiveView, Telemetry
-from core.events import Loaded, LoadOptions, Sampling
+from core.events import LoadOptions
 from core.gpu_runtime.start import Standing
 from core.gpu_runtime.store import Runtime
 from core.keyring import system_keyring
@@ -70,10 +68,7 @@ class Application(QObject):
         super().__init__()
         self._begun_with = start
         self._places: Places = places()
-        self.preferences = Preferences(self._places)
-        self._remembered = window_state.read(self._window_file)
-        self._last_model = self._remembered.source
-        """The model for the next start: the last one that could be loaded."""
+        self.preferences = Preferences(self._places, start.options)
         self._closed = False
         self.restarts = False
         """Whether the program is to be started again after it has ended."""
@@ -86,18 +81,21 @@ class Application(QObject):
         self.worker = Worker(self.gpu.guarded(engine))
         self.toolbox = Toolbox(self._places.config / "tools.json", system_keyring, self._places.logs / "tools")
         self.long = LongDocuments(self.chat, lambda: self.session.state)
-        self.session = Session(self.worker, self.chat, self.toolbox, self._sampling, self.long.parts, self._keeps)
+        self.session = Session(
+            self.worker, self.chat, self.toolbox, self.preferences.sampling, self.long.parts, self._keeps
+        )
         self.elsewhere = Elsewhere()
         self.library = Library(self._places.conversations, self.chat, self._system_prompt, self.session.replies.live)
         self.observer = Observer()
         self.telemetry = Telemetry()
         self.window = MainWindow(self.theme, self.chat)
         self.sidebar, self.live = Sidebar(self.theme), LiveView(self.theme)
-        self.models = ModelController(self.theme, self._places, self._settings, self._options, self.window)
+        self.display = Display(self.window, self.sidebar, self.live, self.chat, self.session, self.library)
+        self.remembered = Remembered(self._places.config / "window.json", self.window, self.session)
+        self.models = ModelController(self.theme, self._places, self._settings, self.preferences.options, self.window)
         self.attachments = Attachments(self.window, self.worker, self.session, self.long, self._longest_reply)
-        self.welcome = WelcomeController(
-            self.window.empty, Recommender(late_fit_check(self._options), recommended(assets()))
-        )
+        recommender = Recommender(late_fit_check(self.preferences.options), recommended(assets()))
+        self.welcome = WelcomeController(self.window.empty, recommender)
         self.commands = Actions(self.window, self.session, self.chat, self.library, self.attachments)
         self.about = AboutController(self.theme, self.window)
         self.server = ServerController(self.theme, self.worker, self.window)
@@ -122,12 +120,12 @@ class Application(QObject):
         self.elsewhere.withdrawn.connect(self.window.notices.withdraw)
         self.session.notice.connect(self.window.notices.add)
         self.session.model.withdrawn.connect(self.window.notices.withdraw)
-        self.session.model.ready.connect(self._on_model)
+        self.session.model.ready.connect(self.remembered.on_loaded)
         self.session.changed.connect(self.idle.on_state)
         self.session.changed.connect(self.welcome.on_state)
-        self.session.replies.finished.connect(self._on_finished)
+        self.session.replies.finished.connect(self.display.on_finished)
         self.library.notice.connect(self.window.notices.add)
-        self.library.opening.connect(self._on_opening)
+        self.library.opening.connect(self.display.on_opening)
         self.commands.load_wished.connect(self.load)
         self.commands.type_wished.connect(self.preferences.size_type)
         self.commands.settings_wished.connect(self._open_settings)
@@ -203,11 +201,12 @@ class Application(QObject):
         sidebar.left.connect(self.window.panes.uncover)
         sidebar.export_requested.connect(self.commands.export)
         sidebar.import_requested.connect(self.commands.import_file)
-        self.chat.added.connect(self._mark_open)
-        self.chat.opened.connect(self._mark_open)
+        self.chat.added.connect(self.display.mark_open)
+        self.chat.opened.connect(self.display.mark_open)
         self.telemetry.sampled.connect(self.live.show_sample)
         self.telemetry.sampled.connect(observer.on_sample)
         self.telemetry.sampled.connect(self.welcome.on_sample)
+        self.telemetry.sampled.connect(self.display.on_sample)
         self.telemetry.sampled.connect(self._on_sample)
         observer.outlooked.connect(self.live.show_outlook)
         observer.figured.connect(self.live.show_stats)
@@ -220,9 +219,7 @@ class Application(QObject):
         self.live.applied.connect(observer.on_apply)
 
     def _restore(self) -> None:
-        self.window.restore(self._remembered.geometry)
-        self.window.panes.prefer_folded("sidebar", not self._remembered.sidebar)
-        self.window.panes.prefer_folded("live", not self._remembered.live)
+        self.remembered.restore()
         self._on_settings(self.preferences.settings)
         self.chat.show(self.library.new())
         for problem in self.preferences.problems:
@@ -238,7 +235,7 @@ class Application(QObject):
         self.sleep_watch.stop()
         self.idle.stop()
         self._limits_later.stop()
-        self._remember()
+        self.remembered.write()
         self.telemetry.stop()
         self.welcome.close()
         self.models.close()
@@ -252,16 +249,6 @@ class Application(QObject):
         self.toolbox.close()
         self.worker.close()
         self.library.close()
-
-    def _remember(self) -> None:
-        """Write the window's state and the last model for the next start."""
-        panes = self.window.panes
-        kept = WindowState(self.window.state(), panes.unfolded("sidebar"), panes.unfolded("live"), self._last_model)
-        window_state.write(self._window_file, kept)
-
-    @property
-    def _window_file(self) -> Path:
-        return self._places.config / "window.json"
 
     @Slot()
     def _on_shown(self) -> None:
@@ -277,24 +264,18 @@ class Application(QObject):
             self.about.updates.check()
         self.gpu.greet()
         self.toolbox.open()
-        self.load(self._begun_with.model or self._remembered.source or str(builtin_model()))
+        self.load(self._begun_with.model or self.remembered.source or str(builtin_model()))
 
     @Slot(str)
     def load(self, source: str) -> None:
         """Load another model."""
-        self.session.load(source, self._options())
+        self.session.load(source, self.preferences.options())
 
     def _settings(self) -> Settings:
         return self.preferences.settings
 
-    def _options(self) -> LoadOptions:
-        return self.preferences.options(self._begun_with.options)
-
-    def _sampling(self, conversation: Conversation) -> Sampling:
-        return PRESETS.get(conversation.preset) or self.preferences.settings.sampling()
-
     def _longest_reply(self) -> int | None:
-        return self._sampling(self.chat.conversation).max_new_tokens
+        return self.preferences.sampling(self.chat.conversation).max_new_tokens
 
     def _keeps(self) -> bool:
         return self.preferences.settings.keep_readings
@@ -310,7 +291,7 @@ class Application(QObject):
 
     @Slot()
     def _apply_limits(self) -> None:
-        wished, now = self._options(), self.session.state.options
+        wished, now = self.preferences.options(), self.session.state.options
         self.session.model.replan(replace(now, vram=wished.vram, ram=wished.ram))
 
     @Slot()
@@ -340,45 +321,11 @@ class Application(QObject):
         self.session.load(self.session.state.source, options)
 
     @Slot(object)
-    def _on_model(self, model: Loaded) -> None:
-        # Written now, not at the end: after a crash, too, the next start loads this model.
-        self._last_model = self.session.state.source
-        self._remember()
-
-    @Slot(object)
     def _on_state(self, state: State) -> None:
-        if self._closed:
-            return
-        self.server.set_model(state.model)
-        window = self.window
-        window.top.show_state(state)
-        window.status.show_state(state)
-        window.notices.show_state(state)
-        window.composer.show_state(state)
-        self.live.show_phase(state.phase)
-        self.sidebar.set_progress(state.answered if state.busy else "", state.waiting)
+        if not self._closed:
+            self.server.set_model(state.model)
+            self.display.show_state(state)
 
     @Slot(object)
     def _on_sample(self, sample: Sample) -> None:
         self._sample = sample
-        self.window.status.show_machine(sample.cpu_percent, sample.ram_used, sample.ram_total)
-
-    @Slot(object, str)
-    def _on_opening(self, conversation: Conversation, turn: str) -> None:
-        self.chat.show(conversation)
-        if turn:
-            # The user came from the search: scroll to the hit.
-            self.window.transcript.show_place(turn, self.sidebar.sought(turn))
-            self.window.composer.take_focus()
-
-    @Slot()
-    def _mark_open(self) -> None:
-        self.sidebar.set_current(self.chat.conversation.id)
-
-    @Slot(object)
-    def _on_finished(self, turn: Turn) -> None:
-        if self.session.answered is self.chat.conversation:
-            self.window.announce(turn.content)
-        elif turn.end != CALLED:
-            self.window.announce("")
-            self.library.set_unread(self.session.answered.id, unread=True)

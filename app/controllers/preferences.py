@@ -11,13 +11,14 @@ from PySide6.QtCore import QObject, QUrl, Signal, Slot
 from PySide6.QtGui import QDesktopServices
 from PySide6.QtWidgets import QWidget
 
+from app.conversations.conversation import Conversation
 from app.notices import notices
 from app.settings import settings
-from app.settings.settings import Settings
+from app.settings.settings import PRESETS, Settings
 from app.settings.theme import MODES, Mode, Theme
 from app.system import readings
 from app.system.paths import Places
-from core.events import LOOKUP, LoadOptions
+from core.events import LOOKUP, LoadOptions, Sampling
 from core.spec import format_named, kv_named
 
 if TYPE_CHECKING:
@@ -39,9 +40,10 @@ class Preferences(QObject):
     limited = Signal()
     notice = Signal(object)
 
-    def __init__(self, places: Places) -> None:
+    def __init__(self, places: Places, started_with: LoadOptions) -> None:
+        """`started_with`: the options of the command line, which take precedence over the settings."""
         super().__init__()
-        self._places = places
+        self._places, self._started_with = places, started_with
         reading = settings.read(places.settings)
         self.settings, self.problems, self._unknown = reading.settings, reading.problems, reading.unknown
 
@@ -50,9 +52,13 @@ class Preferences(QObject):
         """The colour scheme as a theme mode; "system" for an unknown value."""
         return next((known for known in MODES if known == self.settings.theme), "system")
 
-    def options(self, asked: LoadOptions) -> LoadOptions:
-        """Combine the options for a load: the command line takes precedence over the settings."""
-        kept = self.settings
+    def sampling(self, conversation: Conversation) -> Sampling:
+        """Return how replies in a conversation are sampled: by its preset, else by the settings."""
+        return PRESETS.get(conversation.preset) or self.settings.sampling()
+
+    def options(self) -> LoadOptions:
+        """Return the options for a load."""
+        kept, asked = self.settings, self._started_with
         return replace(
             asked,
             context=asked.context or kept.context,

@@ -281,18 +281,19 @@ def test_invalid_stored_settings_are_said(qtbot: QtBot, start: Start) -> None:
 def test_the_command_line_counts_before_the_settings(start: Start) -> None:
     places().settings.parent.mkdir(parents=True)
     places().settings.write_text('{"threads": 3, "context": 2048, "vram_limit_gib": 2, "draft": "self"}', "utf-8")
-    app = start(ScriptedEngine(), StartOptions("m", LoadOptions(context=512)))
-    options = app.preferences.options(LoadOptions(context=512))
+    options = start(ScriptedEngine(), StartOptions("m", LoadOptions(context=512))).preferences.options()
     assert (options.context, options.threads, options.vram, options.draft) == (512, 3, 2 * 2**30, "self")
-    assert app.preferences.options(LoadOptions(draft="off")).draft == "off"
+    without = start(ScriptedEngine(), StartOptions("m", LoadOptions(draft="off")))
+    assert without.preferences.options().draft == "off"
 
 
 def test_a_draft_model_of_the_settings_is_asked_for(start: Start) -> None:
     places().settings.parent.mkdir(parents=True)
     places().settings.write_text('{"draft": "model", "draft_model": " /models/gemma-assistant "}', "utf-8")
     app = start(ScriptedEngine(), StartOptions("m"))
-    assert app.preferences.options(LoadOptions()).draft == "/models/gemma-assistant"
-    assert app.preferences.options(LoadOptions(draft="self")).draft == "self"
+    assert app.preferences.options().draft == "/models/gemma-assistant"
+    other = start(ScriptedEngine(), StartOptions("m", LoadOptions(draft="self")))
+    assert other.preferences.options().draft == "self"
 
 
 def test_the_last_model_and_folded_panes_are_remembered(start: Start) -> None:
