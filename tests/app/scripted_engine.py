@@ -34,7 +34,8 @@ END = Stats(31, 0, 412, 0.62, 210.0, 23.4, 23.4, 443, 8192, seed=7)
 class ScriptedEngine:
     """Replies with `replies` in turn, repeating the last one.
 
-    `gate`: events wait until it is set; it is cleared before event `pause_at`.
+    `gate`: events wait until it is set; it is cleared before event `pause_at`, once. Wait until the engine is `paused`
+    before the gate is opened again: its thread may be late.
     """
 
     def __init__(self, *replies: Sequence[Event], load: Sequence[Event] | None = None) -> None:
@@ -51,6 +52,11 @@ class ScriptedEngine:
         self.closed = False
         self.limits: list[tuple[int | None, int | None]] = []
         self.replanned: Event = Replanned("As you wished.")
+
+    @property
+    def paused(self) -> bool:
+        """Whether events wait."""
+        return not self.gate.is_set()
 
     def load(self, source: str, options: LoadOptions, stop: Stop) -> Iterator[Event]:
         self.sources.append(source)
@@ -79,6 +85,7 @@ class ScriptedEngine:
         self.threads.add(threading.get_ident())
         for at, event in enumerate(events):
             if at == self.pause_at:
+                self.pause_at = None
                 self.gate.clear()
             while not self.gate.wait(0.005) and not stop():
                 pass

@@ -263,7 +263,7 @@ def test_a_receipt_has_the_sampling_that_the_reply_was_asked_with(qtbot: QtBot, 
     app = start(engine)
     app.library.describe("", "precise")
     app.window.composer.submitted.emit("Go")
-    qtbot.waitUntil(lambda: app.session.state.phase == "replying")
+    qtbot.waitUntil(lambda: app.session.state.phase == "replying" and engine.paused)
     app.library.describe("", "creative")
     engine.gate.set()
     qtbot.waitUntil(lambda: not app.session.state.busy)
@@ -483,10 +483,9 @@ class Tour:
         self.wait()
         self.engine.pause_at = 20
         self.enter("Second question")
-        self.qtbot.waitUntil(lambda: self.app.session.state.phase == "replying")
+        self.qtbot.waitUntil(lambda: self.app.session.state.phase == "replying" and self.engine.paused)
         self.key(Qt.Key.Key_Escape)
         self.wait()
-        self.engine.pause_at = None
         self.engine.gate.set()
         assert self.app.chat.turn(3).end == "stopped"
 

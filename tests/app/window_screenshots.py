@@ -66,8 +66,7 @@ def marks(stage: Stage) -> None:
     stage.engine.pause_at = 1
     app.commands.act("new_chat")
     app.session.submit("And why does a split help?")
-    until(lambda: app.session.state.phase == "replying")
-    stage.engine.pause_at = None
+    until(lambda: app.session.state.phase == "replying" and stage.engine.paused)
     for title in ("Something quite different", "And another question that has to wait for its turn"):
         app.commands.act("new_chat")
         app.window.composer.set_text(title)

@@ -112,10 +112,9 @@ def test_chat_and_programs_take_turns_and_stop_ends_only_the_chat(
     qtbot.waitUntil(lambda: app.server.runs)
     engine.pause_at = 2
     first, second = (Caller(app.server.state.address) for _ in range(2))
-    qtbot.waitUntil(lambda: len(engine.requests) == 1 and len(app.server.state.activity.live) == 2)
+    qtbot.waitUntil(lambda: engine.paused and len(app.server.state.activity.live) == 2)
     app.window.composer.submitted.emit("Mine?")
     app.session.stop()
-    engine.pause_at = None
     engine.gate.set()
     qtbot.waitUntil(lambda: not first.is_alive() and not second.is_alive() and not app.session.state.busy)
     assert [caller.answer[0] for caller in (first, second)] == [200, 200]

@@ -50,8 +50,7 @@ def half_written(qtbot: QtBot, start: Start, engine: ScriptedEngine) -> Applicat
     """Return a window with a new conversation, while the reply in another one is half written."""
     app = start(engine)
     app.window.composer.submitted.emit("First question")
-    qtbot.waitUntil(lambda: app.session.state.phase == "replying")
-    engine.pause_at = None
+    qtbot.waitUntil(lambda: app.session.state.phase == "replying" and engine.paused)
     app.commands.act("new_chat")
     return app
 

@@ -42,8 +42,7 @@ def patient(monkeypatch: pytest.MonkeyPatch) -> None:
 def half_way(qtbot: QtBot, start: Start, engine: ScriptedEngine) -> Application:
     app = start(engine)
     app.window.composer.submitted.emit("A question")
-    qtbot.waitUntil(lambda: texts(app) == ["A question", "Half of "])
-    engine.pause_at = None
+    qtbot.waitUntil(lambda: texts(app) == ["A question", "Half of "] and engine.paused)
     return app
 
 

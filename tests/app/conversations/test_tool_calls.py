@@ -107,10 +107,9 @@ def test_a_call_in_a_conversation_that_is_not_shown_asks_there_and_the_reply_goe
 ) -> None:
     engine.pause_at = 1
     ask(app)
-    qtbot.waitUntil(lambda: bool(engine.requests))
+    qtbot.waitUntil(lambda: engine.paused)
     app.commands.act("new_chat")
     engine.gate.set()
-    engine.pause_at = None
     qtbot.waitUntil(lambda: app.session.state.phase == "calling")
     find(app.window.notices, QPushButton, "Go there").click()
     press(app, qtbot, "once")

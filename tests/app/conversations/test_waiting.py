@@ -36,8 +36,7 @@ def app(qtbot: QtBot, start: Start, engine: ScriptedEngine) -> Application:
     """Provide a window with a question that waits, while the reply in another conversation is half written."""
     app = start(engine)
     submit(app, "First question")
-    qtbot.waitUntil(lambda: app.session.state.phase == "replying")
-    engine.pause_at = None
+    qtbot.waitUntil(lambda: app.session.state.phase == "replying" and engine.paused)
     app.commands.act("new_chat")
     submit(app, "Second question")
     return app
@@ -122,8 +121,7 @@ def test_another_version_of_a_reply_waits_too(qtbot: QtBot, start: Start, engine
     app.commands.act("new_chat")
     engine.pause_at = 2
     submit(app, "Second question")
-    qtbot.waitUntil(lambda: app.session.state.phase == "replying")
-    engine.pause_at = None
+    qtbot.waitUntil(lambda: app.session.state.phase == "replying" and engine.paused)
     app.library.open(first, "")
     app.commands.act("regenerate")
     qtbot.waitUntil(lambda: app.session.state.waiting == (first,))

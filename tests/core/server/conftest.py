@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -15,8 +16,10 @@ from core.server.options import Limits, ServerOptions
 from core.server.server import Server
 from tests.core.server.smollm2 import package_folder, write_smollm2
 
+# Patient: on a busy machine a client's body or the engine's refusal comes late.
+LIMITS = Limits(body=256 << 10, refusal_s=60.0, waiting=64)
 # Short, so that the tests of timeouts are fast.
-LIMITS = Limits(body=256 << 10, headers_s=1.0, body_s=1.0, ping_s=0.2, refusal_s=0.1, waiting=64)
+HASTY = replace(LIMITS, headers_s=1.0, body_s=1.0, ping_s=0.2, refusal_s=0.1)
 
 
 @pytest.fixture(scope="session")
@@ -44,6 +47,14 @@ def _backend(source: Path | None) -> Iterator[EngineThread]:
 @pytest.fixture
 def server(guide: EngineThread) -> Iterator[Server]:
     running = Server(guide, ServerOptions(port=0, limits=LIMITS), Activity())
+    yield running
+    running.close()
+
+
+@pytest.fixture
+def hasty(guide: EngineThread) -> Iterator[Server]:
+    """A server that soon gives up clients that say nothing."""
+    running = Server(guide, ServerOptions(port=0, limits=HASTY), Activity())
     yield running
     running.close()
 

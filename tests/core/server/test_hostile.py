@@ -60,13 +60,15 @@ def test_many_clients_get_right_answers_and_leave_no_thread(server: Server) -> N
     assert threading.active_count() == before
 
 
-def test_more_than_may_wait_are_told_to_come_back(server: Server) -> None:
-    held = [open_request(server, CHAT, LONG) for _ in range(LIMITS.waiting)]
-    assert wait_until(lambda: server.activity.running == LIMITS.waiting)
+def test_more_than_may_wait_are_told_to_come_back(guide: EngineThread) -> None:
+    server = Server(guide, ServerOptions(port=0, limits=replace(LIMITS, waiting=8)))
+    held = [open_request(server, CHAT, LONG) for _ in range(8)]
+    assert wait_until(lambda: server.activity.running == 8)
     assert ask(server, CHAT, LONG)[0] == 429
     for connection in held:
         connection.close()
     assert wait_until(lambda: server.activity.running == 0)
+    server.close()
 
 
 def test_closing_ends_replies_and_threads(server: Server) -> None:
@@ -86,7 +88,7 @@ def test_closing_hangs_up_on_a_client_whose_request_never_ends(
     lost: list[object] = []
     monkeypatch.setattr("core.server.server.CLOSING_S", 0.1)
     monkeypatch.setattr(sys, "unraisablehook", lambda what: lost.append(what.exc_value))
-    server = Server(guide, ServerOptions(port=0, limits=replace(LIMITS, body_s=60.0)))
+    server = Server(guide, ServerOptions(port=0, limits=LIMITS))
     with socket.create_connection(("127.0.0.1", server.port), timeout=60) as connection:
         connection.sendall(
             b"POST /v1/responses HTTP/1.1\r\nHost: localhost\r\nContent-Length: 9\r\nExpect: 100-continue\r\n\r\n"
@@ -101,19 +103,22 @@ def test_closing_hangs_up_on_a_client_whose_request_never_ends(
 @pytest.mark.parametrize(
     "sent", [b"", b"POST /v1/chat", b"POST / HTTP/1.1\r\nHost: localhost\r\nX: ", b"\x16\x03\x01 tls?"]
 )
-def test_a_client_that_dribbles_is_hung_up_on(server: Server, sent: bytes) -> None:
-    with socket.create_connection(("127.0.0.1", server.port), timeout=10) as connection:
+def test_a_client_that_dribbles_is_hung_up_on(hasty: Server, sent: bytes) -> None:
+    with socket.create_connection(("127.0.0.1", hasty.port), timeout=60) as connection:
         connection.sendall(sent)
         while connection.recv(4096):
             pass
 
 
-def test_a_body_that_never_comes_or_is_too_large_is_refused(server: Server) -> None:
-    with socket.create_connection(("127.0.0.1", server.port), timeout=10) as connection:
+def test_a_body_that_never_comes_is_refused(hasty: Server) -> None:
+    with socket.create_connection(("127.0.0.1", hasty.port), timeout=60) as connection:
         connection.sendall(b"POST /v1/chat/completions HTTP/1.1\r\nHost: localhost\r\nContent-Length: 100\r\n\r\n{")
         assert connection.recv(64).startswith(b"HTTP/1.1 408")
+
+
+def test_a_body_that_is_too_large_is_refused(server: Server) -> None:
     assert ask(server, CHAT, b"x" * (LIMITS.body + 1))[0] == 413
-    with socket.create_connection(("127.0.0.1", server.port), timeout=10) as connection:
+    with socket.create_connection(("127.0.0.1", server.port), timeout=60) as connection:
         connection.sendall(
             b"POST /v1/chat/completions HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: chunked\r\n\r\n"
         )
@@ -123,10 +128,10 @@ def test_a_body_that_never_comes_or_is_too_large_is_refused(server: Server) -> N
         assert connection.recv(64).startswith(b"HTTP/1.1 413")
 
 
-def test_a_stream_is_kept_alive_while_others_are_answered(server: Server) -> None:
-    first = open_request(server, CHAT, LONG | {"stream": True})
-    assert wait_until(lambda: server.activity.running == 1)
-    second = open_request(server, CHAT, LONG | {"stream": True})
+def test_a_stream_is_kept_alive_while_others_are_answered(hasty: Server) -> None:
+    first = open_request(hasty, CHAT, LONG | {"stream": True})
+    assert wait_until(lambda: hasty.activity.running == 1)
+    second = open_request(hasty, CHAT, LONG | {"stream": True})
     received = b""
     while b": ping" not in received:
         part = second.recv(4096)
@@ -134,7 +139,7 @@ def test_a_stream_is_kept_alive_while_others_are_answered(server: Server) -> Non
         received += part
     first.close()
     second.close()
-    assert wait_until(lambda: server.activity.running == 0)
+    assert wait_until(lambda: hasty.activity.running == 0)
 
 
 def test_nonsense_is_answered_with_a_400_and_never_a_traceback(

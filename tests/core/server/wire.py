@@ -51,7 +51,7 @@ def open_request(server: Server, path: str, body: dict[str, Any]) -> socket.sock
     return connection
 
 
-def wait_until(condition: Callable[[], bool], seconds: float = 20.0) -> bool:
+def wait_until(condition: Callable[[], bool], seconds: float = 120.0) -> bool:
     """Return whether `condition` becomes true in time."""
     end = time.monotonic() + seconds
     while time.monotonic() < end:

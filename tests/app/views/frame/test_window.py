@@ -199,7 +199,7 @@ def test_another_model_in_mid_reply_keeps_the_reply_and_can_be_cancelled(qtbot: 
     engine.pause_at = 2
     app = start(engine)
     app.window.composer.submitted.emit("Go")
-    qtbot.waitUntil(lambda: app.session.state.phase == "replying")
+    qtbot.waitUntil(lambda: app.session.state.phase == "replying" and engine.paused)
     engine.pause_at = 1
     app.window.model_chosen.emit("another")
     engine.gate.set()
@@ -210,7 +210,6 @@ def test_another_model_in_mid_reply_keeps_the_reply_and_can_be_cancelled(qtbot: 
     assert app.chat.turn(1).end == "stopped"
     app.session.model.cancel_load()
     ready(qtbot, app)
-    engine.pause_at = None
     engine.gate.set()
     ask(qtbot, app, "Again")
     assert app.chat.turn(3).content == "Whole."
@@ -351,13 +350,12 @@ def test_an_edit_during_a_reply_is_not_lost(qtbot: QtBot, start: Start) -> None:
     ask(qtbot, app, "First")
     engine.pause_at = 1
     app.window.composer.submitted.emit("Second")
-    qtbot.waitUntil(lambda: app.session.state.prefill is not None)
+    qtbot.waitUntil(lambda: app.session.state.prefill is not None and engine.paused)
     editor = change(app, 0, "Changed")
     assert app.window.notices.notices[-1].title == "A reply is still awaited"
     assert app.chat.turn(0).content == "First"
     assert editor.isVisible()
     assert editor.edit.toPlainText() == "Changed"
-    engine.pause_at = None
     engine.gate.set()
     qtbot.waitUntil(lambda: not app.session.state.busy)
     QTest.keyClick(editor.edit, Qt.Key.Key_Return)
