@@ -14,6 +14,7 @@ from app.controllers.about import AboutController
 from app.controllers.actions import Actions
 from app.controllers.attachments import Attachments
 from app.controllers.display import Display
+from app.controllers.drafts import Drafts
 from app.controllers.gpu import GpuController, package_client
 from app.controllers.idle import IdleRest
 from app.controllers.long_documents import LongDocuments
@@ -95,6 +96,7 @@ class Application(QObject):
         self.models = ModelController(self.theme, self._places, self._settings, self.preferences.options, self.window)
         self.attachments = Attachments(self.window, self.worker, self.session, self.long, self._longest_reply)
         recommender = Recommender(late_fit_check(self.preferences.options), recommended(assets()))
+        self.drafts = Drafts(self.chat, self.window.composer, self.attachments)
         self.welcome = WelcomeController(self.window.empty, recommender)
         self.commands = Actions(self.window, self.session, self.chat, self.library, self.attachments)
         self.about = AboutController(self.theme, self.window)
@@ -119,6 +121,7 @@ class Application(QObject):
         self.elsewhere.notice.connect(self.window.notices.add)
         self.elsewhere.withdrawn.connect(self.window.notices.withdraw)
         self.session.notice.connect(self.window.notices.add)
+        self.session.taken_back.connect(self.drafts.on_taken_back)
         self.session.model.withdrawn.connect(self.window.notices.withdraw)
         self.session.model.ready.connect(self.remembered.on_loaded)
         self.session.changed.connect(self.idle.on_state)
@@ -236,6 +239,7 @@ class Application(QObject):
         self.idle.stop()
         self._limits_later.stop()
         self.remembered.write()
+        self.drafts.keep()
         self.telemetry.stop()
         self.welcome.close()
         self.models.close()

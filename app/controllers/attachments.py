@@ -109,6 +109,12 @@ class Attachments(QObject):
         self._show()
         self._window.composer.take_focus()
 
+    def attach_again(self, documents: Sequence[Document]) -> None:
+        """Attach the documents of a question that was taken back."""
+        for each in documents:
+            self.pending.append(Pending(Path(each.name), self._reader.run(partial(_known, each))))
+        self._show()
+
     @Slot(int)
     def remove(self, place: int) -> None:
         """Remove a file, even while it is being read."""
@@ -343,6 +349,10 @@ class Read:
 def _read(path: Path, stop: Stop, tell: Tell, password: str = "") -> Read | None:
     document = read_document(path, stop=stop, progress=lambda done, of: tell((done, of)), password=password)
     return None if document is None else Read(document, tokens_about(as_read(document)))
+
+
+def _known(document: Document, stop: Stop, tell: Tell) -> Read:
+    return Read(document, tokens_about(as_read(document)))
 
 
 def _pasted(name: str, image: QImage, stop: Stop, tell: Tell) -> Read:

@@ -23,12 +23,13 @@ class ChatModel(QAbstractListModel):
     """List model whose rows are the turns of the path shown. While a reply streams, each flush changes one row once.
 
     Signals: `opened` when another conversation is shown; `added(Conversation, Turn)` for a new turn and `saved(Turn)`
-    for a changed one, for the store; `chose(Turn)` when another version is shown.
+    for a changed one, `removed(Turn)` for one that is gone, for the store; `chose(Turn)` when another version is shown.
     """
 
     opened = Signal()
     added = Signal(object, object)
     saved = Signal(object)
+    removed = Signal(object)
     chose = Signal(object)
 
     def __init__(self, parent: QObject | None = None, clock: Callable[[], float] = time.monotonic) -> None:
@@ -87,6 +88,26 @@ class ChatModel(QAbstractListModel):
             self._repath()
         self.added.emit(conversation, turn)
         return turn
+
+    def take_out(self, question: Turn) -> None:
+        """Make a question without a reply the draft of the conversation shown."""
+        self.conversation.take_out(question.id)
+        self._repath()
+        self.saved.emit(question)
+
+    def put_back(self, draft: Turn) -> None:
+        """Make the draft an unanswered question of the conversation shown again."""
+        self.conversation.draft, draft.end = None, "stopped"
+        self.conversation.add(draft)
+        self.conversation.choose(draft.id)
+        self._repath()
+        self.saved.emit(draft)
+
+    def drop_draft(self) -> None:
+        """Remove the draft of the conversation shown, if it has one."""
+        draft, self.conversation.draft = self.conversation.draft, None
+        if draft is not None:
+            self.removed.emit(draft)
 
     def switch(self, id: str, step: int) -> None:
         """Show the version `step` places beside a turn."""

@@ -20,6 +20,8 @@ CALLED = "called"
 """The end of a reply that calls tools."""
 WAITING = "waiting"
 """The end of a question that waits for the reply in another conversation."""
+DRAFT = "draft"
+"""The end of a question that was taken back to be edited: see `Conversation.draft`."""
 
 PARTS = "parts"
 """Receipt entry of a question: which passages of long documents went with it."""
@@ -83,6 +85,8 @@ class Conversation:
         self.system = system
         self.preset = ""
         """The conversation's sampling preset; "" = the settings apply."""
+        self.draft: Turn | None = None
+        """A question that was taken back and is edited in the composer: no turn of the tree."""
         self._turns: dict[str, Turn] = {}
         self._children: dict[str | None, list[str]] = {}
         self._chosen: dict[str | None, str] = {}
@@ -95,6 +99,17 @@ class Conversation:
         self._children.setdefault(turn.parent, []).append(turn.id)
         self._chosen[turn.parent] = turn.id
         return turn
+
+    def take_out(self, id: str) -> None:
+        """Make a question without a reply the draft. Another version of it, if there is one, is chosen."""
+        self.draft = self._turns.pop(id)
+        self.draft.end = DRAFT
+        siblings = self._children[self.draft.parent]
+        siblings.remove(id)
+        if siblings:
+            self._chosen[self.draft.parent] = siblings[-1]
+        else:
+            del self._children[self.draft.parent], self._chosen[self.draft.parent]
 
     def turn(self, id: str) -> Turn:
         """Return the turn with this id."""

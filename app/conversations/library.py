@@ -14,7 +14,7 @@ from PySide6.QtCore import QObject, Signal, Slot
 
 from app.conversations import export
 from app.conversations.chat_model import ChatModel
-from app.conversations.conversation import WAITING, Conversation, Turn
+from app.conversations.conversation import DRAFT, WAITING, Conversation, Turn
 from app.conversations.imports.reader import read_json
 from app.conversations.saved_conversation import SavedConversation
 from app.conversations.store import UNREAD, Store
@@ -56,6 +56,7 @@ class Library(QObject):
         self._store: Store | None = Store(path, self._reported.emit, waits=True)
         chat.added.connect(self._on_added)
         chat.saved.connect(self._on_saved)
+        chat.removed.connect(self._on_removed)
         chat.chose.connect(self._on_chose)
 
     @Slot()
@@ -86,6 +87,8 @@ class Library(QObject):
         except HeteGenError as error:
             self.notice.emit(notices.for_error(error))
             return
+        if conversation.draft is not None and turn == conversation.draft.id:
+            turn = ""  # its words are found, but are shown in the composer
         if turn:
             conversation.choose(turn)
         self.set_unread(id, unread=False)
@@ -95,8 +98,11 @@ class Library(QObject):
         """Load a conversation; what waited or ran in it ended with the program."""
         conversation = store.load(id)
         for each in conversation.turns():
-            if each.end in ("", WAITING):
-                each.end = "" if each.role == "user" and conversation.has_reply(each.id) else "stopped"
+            replied = conversation.has_reply(each.id)
+            if each.end == DRAFT and conversation.draft is None and not replied:
+                conversation.take_out(each.id)
+            elif each.end in ("", WAITING, DRAFT):
+                each.end = "" if each.role == "user" and replied else "stopped"
         conversation.preset = str(store.entry(id).options.get("preset", ""))
         return conversation
 
@@ -240,6 +246,11 @@ class Library(QObject):
     def _on_saved(self, turn: Turn) -> None:
         if self._store is not None:
             self._store.keep(turn)
+
+    @Slot(object)
+    def _on_removed(self, turn: Turn) -> None:
+        if self._store is not None:
+            self._store.remove(turn.id)
 
     @Slot(object)
     def _on_chose(self, turn: Turn) -> None:

@@ -125,9 +125,9 @@ class Replies(QObject):
             self._model.change(asked=False)
             self._ask_next()
 
-    def take_back(self, id: str) -> None:
-        """Give up the question that waits in a conversation for the reply in another one."""
-        self._waiting.take_back(id)
+    def take_back(self, id: str) -> Turn | None:
+        """Give up and return the question that waits in a conversation for the reply in another one."""
+        return self._waiting.take_back(id)
 
     def forget(self, id: str) -> None:
         """Stop what runs or waits in a conversation that is being deleted."""

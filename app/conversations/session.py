@@ -27,11 +27,12 @@ from core.files import without_halves
 class Session(QObject):
     """Carries out the user's commands on the open conversation and its model.
 
-    Signals: `changed(State)`; `notice(Notice)`.
+    Signals: `changed(State)`; `notice(Notice)`; `taken_back(Turn)` for a question that waited in the open conversation.
     """
 
     changed = Signal(object)
     notice = Signal(object)
+    taken_back = Signal(object)
 
     def __init__(
         self,
@@ -96,8 +97,8 @@ class Session(QObject):
     @Slot()
     def stop(self) -> None:
         """Stop the reply of the conversation shown, or give up its waiting question; tell where else a reply runs."""
-        if self.conversation.id in self.state.waiting:
-            self.replies.take_back(self.conversation.id)
+        if (question := self.replies.take_back(self.conversation.id)) is not None:
+            self.taken_back.emit(question)
         elif self.state.elsewhere:
             self.notice.emit(notices.answers_elsewhere())
         else:
@@ -116,7 +117,7 @@ class Session(QObject):
         in_parts: Collection[str] = (),
         counts: Mapping[str, int] = MappingProxyType({}),
     ) -> bool:
-        """Ask a new question at the end of the conversation. False if it was not asked.
+        """Ask a new question at the end of the conversation, in place of its draft. False if it was not asked.
 
         `in_parts`: the digests of attached documents that do not fit; `counts`: the documents' tokens by digest, where
         they are known.
@@ -126,7 +127,10 @@ class Session(QObject):
             return False
         rows = self._chat.rowCount()
         parent = self._chat.turn(rows - 1).id if rows else None
-        return self._put(Turn("user", text.strip(), parent=parent, attached=attached), in_parts, counts)
+        asked = self._put(Turn("user", text.strip(), parent=parent, attached=attached), in_parts, counts)
+        if asked:
+            self._chat.drop_draft()
+        return asked
 
     def regenerate(self, id: str) -> None:
         """Write another version of a reply; for a user's turn, of the reply to it."""

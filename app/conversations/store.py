@@ -181,6 +181,10 @@ class Store:
         row = (_ending(turn), *_growing(turn), turn.id)
         self._file.change_latest(turn.id, lambda db: _update(db, row))
 
+    def remove(self, turn: str) -> None:
+        """Delete a turn that no other one follows."""
+        self._change("DELETE FROM messages WHERE id = ?", turn)
+
     def choose(self, turn: str) -> None:
         """Let the shown branch run through this turn, which may be in a hidden version."""
 

@@ -30,10 +30,13 @@ class Waiting:
             self._remove(*first, end="")
         return first
 
-    def take_back(self, id: str) -> None:
-        """Remove a conversation's question, if one waits in it: it stays there, to be asked again."""
-        if id in self._questions:
-            self._remove(*self._questions[id], end="stopped")
+    def take_back(self, id: str) -> Turn | None:
+        """Remove and return a conversation's question, if one waits in it: it stays there, to be asked again."""
+        if id not in self._questions:
+            return None
+        conversation, question = self._questions[id]
+        self._remove(conversation, question, end="stopped")
+        return question
 
     def take_all_back(self) -> None:
         """Remove all questions."""

@@ -145,6 +145,11 @@ class Composer(QWidget):
         """Give the text field keyboard focus."""
         self.edit.setFocus()
 
+    @property
+    def text(self) -> str:
+        """The text as typed."""
+        return self.edit.toPlainText()
+
     def set_text(self, text: str) -> None:
         """Replace the text."""
         self.edit.setPlainText(text)

@@ -105,11 +105,86 @@ def test_it_can_be_taken_back_and_asked_later(qtbot: QtBot, app: Application, en
         find(last_view(app), IconButton, "Take back").click()
     assert not app.session.state.waiting
     assert app.session.state.busy, "the other reply goes on"
+    assert (texts(app), app.window.composer.text) == ([], "Second question")
     go_on(qtbot, app, engine)
-    assert texts(app) == ["Second question"]
+    submit(app, ", changed")
+    qtbot.waitUntil(lambda: len(texts(app)) == 2 and not app.session.state.busy)
+    assert texts(app) == ["Second question, changed", "Second answer."]
+    assert app.chat.conversation.versions(app.chat.turn(0).id) == (1, 1)
+    qtbot.waitUntil(lambda: ("Second question", "draft") not in on_disk("user"))
+
+
+def test_it_stays_where_something_else_is_written(qtbot: QtBot, app: Application, engine: ScriptedEngine) -> None:
+    QTest.keyClicks(app.window.composer.edit, "Something else")
+    app.session.stop()
+    assert (texts(app), app.window.composer.text) == (["Second question"], "Something else")
+    go_on(qtbot, app, engine)
+    qtbot.waitUntil(lambda: find(last_view(app), IconButton, "Ask again").isVisible())
     find(last_view(app), IconButton, "Ask again").click()
     qtbot.waitUntil(lambda: len(texts(app)) == 2 and not app.session.state.busy)
     assert texts(app) == ["Second question", "Second answer."]
+
+
+def test_taken_back_it_waits_in_the_composer_of_its_conversation(app: Application) -> None:
+    second = app.chat.conversation.id
+    app.session.stop()
+    QTest.keyClicks(app.window.composer.edit, ", changed")
+    app.library.open(app.session.answered.id, "")
+    assert app.window.composer.text == ""
+    app.library.open(second, "")
+    assert (texts(app), app.window.composer.text) == ([], "Second question, changed")
+    app.commands.act("new_chat")
+    QTest.keyClicks(app.window.composer.edit, "Something else")
+    app.library.open(second, "")
+    assert (texts(app), app.window.composer.text) == (["Second question, changed"], "Something else")
+
+
+def test_its_files_are_taken_back_too(qtbot: QtBot, app: Application, tmp_path: Path) -> None:
+    file = tmp_path / "notes.txt"
+    file.write_text("Buy milk.", "utf-8")
+    app.commands.act("new_chat")
+    app.attachments.add([file])
+    qtbot.waitUntil(lambda: app.attachments.ready("") is not None)
+    submit(app, "What shall I buy?")
+    third = app.chat.conversation.id
+    app.session.stop()
+    qtbot.waitUntil(lambda: [each.document and each.document.name for each in app.attachments.pending] == ["notes.txt"])
+    app.commands.act("new_chat")
+    assert not app.attachments.pending
+    app.library.open(third, "")
+    assert app.window.composer.text == "What shall I buy?"
+    qtbot.waitUntil(lambda: [each.document and each.document.name for each in app.attachments.pending] == ["notes.txt"])
+
+
+@pytest.mark.parametrize("end", ["killed", "closed"])
+def test_taken_back_it_outlasts_the_program(
+    qtbot: QtBot, app: Application, start: Start, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, end: str
+) -> None:
+    second = app.chat.conversation.id
+    app.session.stop()
+    qtbot.waitUntil(lambda: ("Second question", "draft") in on_disk("user"))
+    if end == "killed":
+        shutil.copytree(tmp_path / "home", tmp_path / "killed")
+        monkeypatch.setenv("HETEGEN_HOME", str(tmp_path / "killed"))
+    else:
+        QTest.keyClicks(app.window.composer.edit, ", changed")
+        app.window.close()
+    again = start(ScriptedEngine())
+    again.library.open(second, "")
+    assert texts(again) == []
+    assert again.window.composer.text == ("Second question" if end == "killed" else "Second question, changed")
+
+
+def test_taken_back_it_is_found_by_its_words(qtbot: QtBot, app: Application) -> None:
+    question = app.chat.turn(0).id
+    second = app.chat.conversation.id
+    app.session.stop()
+    app.commands.act("new_chat")
+    app.library.open(second, question)
+    assert (texts(app), app.window.composer.text) == ([], "Second question")
+    QTest.keyClicks(app.window.composer.edit, ", changed")
+    app.library.open(second, question)
+    assert app.window.composer.text == "Second question, changed"
 
 
 def test_another_version_of_a_reply_waits_too(qtbot: QtBot, start: Start, engine: ScriptedEngine) -> None:
