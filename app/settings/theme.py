@@ -282,6 +282,8 @@ QPushButton:pressed {{ background: {c.border}; }}
 QPushButton:focus {{ border-color: {c.accent}; }}
 QPushButton:disabled {{ color: {c.muted}; }}
 QPushButton[primary="true"] {{ background: {c.accent}; color: {c.on_accent}; border-color: {c.accent}; }}
+QPushButton[primary="true"]:focus {{ border: {2 * LINE}px solid {c.text}; padding: 0 11px;
+    min-height: {TARGET - 2}px; }}
 QPushButton[primary="true"]:disabled {{ background: {c.hover}; color: {c.muted}; border-color: {c.border}; }}
 QLineEdit, QPlainTextEdit {{ placeholder-text-color: {c.muted}; }}
 QLineEdit, QSpinBox, QDoubleSpinBox, QComboBox {{ background: {c.raised}; color: {c.text};
@@ -296,7 +298,7 @@ QScrollBar::handle {{ background: {c.border}; border-radius: 4px; min-height: {T
 QScrollBar::handle:hover {{ background: {c.other}; }}
 QScrollBar::add-line, QScrollBar::sub-line {{ width: 0; height: 0; }}
 QScrollBar::add-page, QScrollBar::sub-page {{ background: transparent; }}
-QDialogButtonBox {{ dialogbuttonbox-buttons-have-icons: 0; }}
+QDialogButtonBox {{ dialogbuttonbox-buttons-have-icons: 0; button-layout: 3; }} /* the default at the end */
 QMessageBox QLabel#qt_msgbox_label {{ font-weight: 600; padding: {RELATED}px {GROUP}px 0 0; }}
 QMessageBox QLabel#qt_msgbox_informativelabel {{ padding: 0 {GROUP}px {RELATED}px 0; }}
 QSlider::groove:horizontal {{ height: 4px; border-radius: 2px; background: {c.border}; }}

@@ -39,9 +39,11 @@ _ADDRESS = re.compile(r"https?://[^\s<>\"'`]+[^\s<>\"'`.,;:!?)\]}]")
 _MATHS = re.compile(r"\$\$(.+?)\$\$|\\\[(.+?)\\\]|\\\((.+?)\\\)|\$(?=\S)([^$\n]+?)(?<=\S)\$(?!\d)", re.DOTALL)
 
 
-_NOTE = re.compile(r"\[\^([A-Za-z]*\d{1,3})\]")
-"""Reference to a footnote. Names without a number would also match what a regular expression excludes."""
-_NOTE_TEXT = re.compile(_NOTE.pattern + r":[ \t]*(.*)")
+_NUMBER = r"\[\^([A-Za-z]*\d{1,3})\]"
+_NAME = r"\[\^([A-Za-z][\w-]{2,30})\]"
+_NOTE = re.compile(rf"{_NUMBER}|(?<=[\w.,;:!?\"'”’)\]]){_NAME}(?=[\s.,;:!?)\[]|$)")
+"""Reference to a footnote. One without a number must end a word: regular expressions exclude characters alike."""
+_NOTE_TEXT = re.compile(rf"(?:{_NUMBER}|{_NAME}):[ \t]*(.*)")
 
 
 @dataclass(frozen=True)
@@ -342,7 +344,7 @@ def _footnote_ref_rule(state: StateInline, silent: bool) -> bool:
     if found is None or state.src[found.end() : found.end() + 1] == "(":
         return False
     if not silent:
-        state.push("footnote_ref", "", 0).content = found[1]
+        state.push("footnote_ref", "", 0).content = found[1] or found[2]
     state.pos = found.end()
     return True
 
@@ -355,9 +357,9 @@ def _footnote_rule(state: StateBlock, start: int, end: int, silent: bool) -> boo
     following = start + 1
     while following < end and not state.isEmpty(following) and not _NOTE_TEXT.match(_line(state, following)):
         following += 1
-    state.push("footnote_open", "", 1).info = found[1]
+    state.push("footnote_open", "", 1).info = found[1] or found[2]
     inline = state.push("inline", "", 0)
-    inline.content = "\n".join([found[2], *(_line(state, line) for line in range(start + 1, following))])
+    inline.content = "\n".join([found[3], *(_line(state, line) for line in range(start + 1, following))])
     inline.children, inline.map = [], [start, following]
     state.push("footnote_close", "", -1)
     state.line = following

@@ -103,6 +103,7 @@ class ProseView(TextView):
 
     def __init__(self, theme: Theme, parent: QWidget | None = None) -> None:
         super().__init__(theme, parent)
+        self.setAccessibleName(tr("Text"))
         self._writer = ProseWriter(theme)
         self._fixed = 0
         self._tail = Prose("")

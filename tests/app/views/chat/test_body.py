@@ -100,11 +100,12 @@ print("hello")
 
 Formula $x^2$ and \\(y_1\\).
 
-Claims[^1] of[^note2] two, and a class [^abc] of characters.
+Claims[^1] of[^note2] three.[^by-hand] And a class [^abc] of characters, as in q[^use]*.
 
 [^1]: The first source,
 continued.
 [^note2]: https://example.org/second
+[^by-hand]: Counted.
 """
 
 
@@ -118,13 +119,15 @@ def test_every_construct_has_its_form(body: Body) -> None:
     assert document.find("One").charFormat().fontPointSize() > document.find("Two").charFormat().fontPointSize()
     for line in ("•\titem", "•\tinner", "1.\tnumber", "☑\tdone", "☐\topen", 'print("hello")', "Formula x² and y₁."):
         assert line in text
-    assert "Claims1 ofnote2 two, and a class [^abc] of characters." in text
-    assert "1\tThe first source, continued.\nnote2\thttps://example.org/second" in text
+    assert "Claims1 ofnote2 three.by-hand And a class [^abc] of characters, as in q[^use]*." in text
+    assert "1\tThe first source, continued.\nnote2\thttps://example.org/second\nby-hand\tCounted." in text
     assert any(isinstance(frame, QTextTable) for frame in document.rootFrame().childFrames())
     assert [type(segment) for segment in body.segments] == [ProseView, CodeView, ProseView]
     notes = body.segments[2].edit if isinstance(body.segments[2], CodeView) else body.segments[2]
     raised = QTextCharFormat.VerticalAlignment.AlignSuperScript
     assert format_of(notes.document(), "note2").verticalAlignment() == raised
+    assert format_of(notes.document(), "by-hand").verticalAlignment() == raised
+    assert all(edit.accessibleName() for edit in body.edits())
     assert format_of(notes.document(), "second").isAnchor()
 
 
