@@ -6,7 +6,6 @@ Without a compiler the package installs and runs on torch's kernels.
 import os
 import platform
 import shutil
-import sys
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -19,47 +18,6 @@ ASSETS = Path("assets")
 INSTALLED_ASSETS = Path("core", "_assets")
 """Searched first by `core.paths`; a checkout and an editable install use the source folder."""
 NATIVE = Path("core/kernels/native")
-EXPORTS = [
-    "version",
-    "supports",
-    "pairs",
-    "input_kind",
-    "input_bytes",
-    "panel_bytes",
-    "prepare",
-    "matmul",
-    "attention_bytes",
-    "attention",
-    "prompt_attention_bytes",
-    "prompt_attention",
-    "states",
-    "encode",
-    "rms_norm",
-    "layer_bytes",
-    "layer_begin",
-    "layer_end",
-    "layer_attend",
-    "experts_bytes",
-    "experts",
-    "route_bytes",
-    "route",
-    "mixture_bytes",
-    "mixture",
-    "convolve",
-    "delta_rule",
-    "state_scan",
-    "copy",
-    "head_bytes",
-    "head",
-    "heads_bytes",
-    "heads",
-    "latent_layer_bytes",
-    "latent_layer",
-    "recurrent_layer_bytes",
-    "recurrent_layer",
-    "block_bytes",
-    "block",
-]
 VECTORISED = ("-fopenmp-simd", "-fno-trapping-math", "-fno-math-errno")
 """Allow vectorised loops with float comparisons and square roots: exception flags and errno are not read."""
 COMMON = ["-O3", "-g0", "-std=gnu11", "-fvisibility=hidden", *VECTORISED]
@@ -83,7 +41,7 @@ class BuildNative(build_ext):
         super().build_extensions()
 
     def get_export_symbols(self, ext: Extension) -> list[str]:
-        return ext.export_symbols
+        return []  # the sources mark what they export
 
 
 def side_by_side(compile_all: Callable[..., list[str]]) -> Callable[..., list[str]]:
@@ -113,7 +71,6 @@ def native() -> Extension:
         include_dirs=[NATIVE.as_posix()],
         extra_compile_args=compile_options,
         extra_link_args=link_options,
-        export_symbols=[f"hetegen_{name}" for name in EXPORTS] if sys.platform == "win32" else [],
         optional=True,
     )
 

@@ -4,7 +4,7 @@
 
 #include <stdint.h>
 
-#if defined(_MSC_VER)
+#if defined(_WIN32)
 #define EXPORT __declspec(dllexport)
 #else
 #define EXPORT __attribute__((visibility("default")))
