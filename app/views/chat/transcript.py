@@ -8,7 +8,7 @@ from __future__ import annotations
 from bisect import bisect_right
 from itertools import accumulate
 
-from PySide6.QtCore import QModelIndex, Qt, QTimer, Signal
+from PySide6.QtCore import QModelIndex, QPoint, Qt, QTimer, Signal
 from PySide6.QtGui import QKeyEvent, QPainter, QPaintEvent, QResizeEvent
 from PySide6.QtWidgets import QAbstractScrollArea, QApplication, QFrame, QWidget
 
@@ -21,6 +21,8 @@ from app.views.chat.found import offset_of
 from app.views.chat.message import MessageView, ReplyMessage, UserMessage
 from app.views.chat.tool_card import ToolCard
 from app.views.controls.controls import RoundButton
+from app.views.controls.focus_ring import FocusRing
+from app.views.controls.tab_stops import order_as_read
 
 GAP = 12
 """Pixels between two turns, besides the row of actions."""
@@ -61,6 +63,7 @@ class Transcript(QAbstractScrollArea):
         self._jump = RoundButton(theme, "arrow-down", tr("Go to the end"), self)
         self._jump.fill, self._jump.token = "raised", "text"
         self._jump.clicked.connect(self.go_to_end)
+        self._ring = FocusRing(theme, self)
         self._later = QTimer(self)
         self._later.setSingleShot(True)
         self._later.timeout.connect(self._on_later)
@@ -123,6 +126,22 @@ class Transcript(QAbstractScrollArea):
         self._following = False
         self._anchor = (self._ids.index(id), offset)
         self.arrange()
+
+    def order_stops(self) -> None:
+        """Let Tab visit the turns from first to last, whenever their widgets were made."""
+        order_as_read(self, [self._views[id] for id in self._ids if id in self._views])
+
+    def show_focus(self) -> None:
+        """Scroll until the widget with keyboard focus can be seen."""
+        focus = self.window().focusWidget()
+        view = next((view for view in self._views.values() if focus is not None and view.isAncestorOf(focus)), None)
+        if view is None or focus is None:
+            return
+        top = focus.mapTo(view, QPoint()).y()
+        bounds = sorted((top - GROUP, top + focus.height() + GROUP - self.viewport().height()))
+        wanted = min(max(-view.y(), bounds[0]), bounds[1])
+        if wanted != -view.y():
+            self._scroll_to(view.turn.id, wanted)
 
     def arrange(self) -> None:
         """Create, measure and place the widgets that the view needs."""

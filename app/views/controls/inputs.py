@@ -139,5 +139,5 @@ def list_style(c: Colours) -> str:
         f"border-radius: {BUTTON_RADIUS}px; color: {c.text}; border: 1px solid transparent; }}"
         f"QListWidget::item:hover {{ background: {c.hover}; }}"
         f"QListWidget::item:selected {{ background: {c.tint}; color: {c.text}; }}"
-        f"QListWidget::item:selected:focus {{ border: 1px solid {c.accent}; }}"
+        f"QListWidget::item:focus {{ border: 1px solid {c.accent}; }}"
     )

@@ -119,6 +119,12 @@ class MainWindow(QMainWindow):
         self._chat = chat
         theme.changed.connect(self._on_theme)
 
+    def focusNextPrevChild(self, next: bool) -> bool:
+        self.transcript.order_stops()
+        moved = super().focusNextPrevChild(next)
+        self.transcript.show_focus()
+        return moved
+
     def set_side(self, name: str, widget: QWidget) -> None:
         """Put a pane to the left ("sidebar") or right ("live") of the chat."""
         self.panes.add(name, widget)

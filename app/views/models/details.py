@@ -14,6 +14,7 @@ from app.i18n.translator import said_error
 from app.settings.theme import EDGE, GROUP, INSIDE, RELATED, Theme
 from app.views.chat.body import Body
 from app.views.controls.controls import Pane
+from app.views.controls.focus_ring import FocusRing
 from app.views.controls.inputs import ChoiceBox
 from app.views.models import words
 from app.views.models.access import AccessForm
@@ -153,6 +154,7 @@ class DetailsPane(Pane):
         self._scroll.setFocusPolicy(Qt.FocusPolicy.TabFocus)
         self._scroll.setAccessibleName(self.tr("About this model"))
         self._scroll.viewport().installEventFilter(self)
+        FocusRing(self._theme, self._scroll)
         bar = self._bar = Pane(self._theme, "side", ("top",), self)
         row = QHBoxLayout(bar)
         row.setContentsMargins(GROUP, RELATED, GROUP, RELATED)

@@ -129,6 +129,8 @@ class RemoteDialog(QDialog):
         typed = self.name.text().strip()
         before, self._state = self._state.saved, state
         names = [one.name for one in state.saved]
+        # An empty list would not show that it has keyboard focus.
+        self.list.setEnabled(bool(names))
         if names == [self.list.item(row).text() for row in range(self.list.count())] and before == state.saved:
             return
         self.list.blockSignals(True)
@@ -147,6 +149,7 @@ class RemoteDialog(QDialog):
         below = QHBoxLayout()
         below.setContentsMargins(RELATED, 0, RELATED, 0)
         below.addWidget(self.add)
+        QWidget.setTabOrder(self.list, self.add)
         side.addLayout(below)
         whole = QHBoxLayout(self)
         whole.setContentsMargins(0, 0, 0, 0)

@@ -18,6 +18,7 @@ from app.monitor.telemetry import Sample, Sampler
 from app.monitor.telemetry_nvml import GpuSample
 from app.settings.theme import GROUP, INSIDE, RELATED, Theme
 from app.views.controls.controls import Pane
+from app.views.controls.focus_ring import FocusRing
 from app.views.monitor.gauges import Figure, SpeedLine
 from app.views.monitor.memory_view import LabelledBar, MemoryView, parts_of_split
 from app.views.monitor.what_if import WhatIf
@@ -206,6 +207,8 @@ class LiveView(Pane):
         area.setHorizontalScrollBarPolicy(Qt.ScrollBarPolicy.ScrollBarAlwaysOff)
         area.setStyleSheet("QScrollArea, QScrollArea > QWidget > QWidget { background: transparent; }")
         area.setWidget(inside)
+        area.setAccessibleName(self.tr("Live view"))
+        FocusRing(self._theme, area)
         whole = QVBoxLayout(self)
         whole.setContentsMargins(1, 0, 0, 0)
         whole.addWidget(area)

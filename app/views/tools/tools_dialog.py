@@ -88,6 +88,8 @@ class ToolsDialog(QDialog):
                 self.list.addItem(text)
         self.list.setCurrentRow(names.index(chosen) if chosen in names else len(names) - 1)
         self.list.blockSignals(False)
+        # An empty list would not show that it has keyboard focus.
+        self.list.setEnabled(bool(names))
         self.nothing.setVisible(not names)
         self.keyless.setVisible(state.keyless)
         self._on_chosen()

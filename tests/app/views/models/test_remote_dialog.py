@@ -71,6 +71,21 @@ def test_the_step_that_fails_is_named_with_what_to_do(qtbot: QtBot) -> None:
         controller.close()
 
 
+def test_tab_goes_from_the_servers_to_the_form_and_skips_an_empty_list(qtbot: QtBot) -> None:
+    controller, dialog = opened(qtbot, Theme("light"))
+    dialog.activateWindow()
+    qtbot.waitUntil(dialog.address.hasFocus)
+    assert not dialog.list.isEnabled()
+    dialog.address.setText("box.lan:8000")
+    dialog.save.click()
+    qtbot.waitUntil(dialog.list.isEnabled)
+    dialog.list.setFocus(Qt.FocusReason.TabFocusReason)
+    for following in (dialog.add, dialog.name, dialog.address):
+        qtbot.keyClick(dialog.focusWidget(), Qt.Key.Key_Tab)
+        assert dialog.focusWidget() is following
+    controller.close()
+
+
 def test_servers_are_kept_changed_and_forgotten_with_their_keys(qtbot: QtBot, ring: Ring) -> None:
     controller, dialog = opened(qtbot, Theme("light"))
     for name, address, key in (("Box", "box.lan:8000", "sk-1"), ("", "http://127.0.0.1:1234/v1", "")):

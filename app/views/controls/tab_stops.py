@@ -1,0 +1,26 @@
+"""The order in which the Tab key visits widgets. Qt's own is the order in which they were made."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from PySide6.QtCore import QPoint, Qt
+from PySide6.QtWidgets import QWidget
+
+
+def order_as_read(first: QWidget, groups: Iterable[QWidget]) -> None:
+    """Let Tab go from `first` through the widgets in each group, from top to bottom and from left to right."""
+    last = first
+    for group in groups:
+        for stop in sorted(_stops(group), key=lambda widget: _place(widget, group)):
+            QWidget.setTabOrder(last, stop)
+            last = stop
+
+
+def _stops(group: QWidget) -> list[QWidget]:
+    return [widget for widget in group.findChildren(QWidget) if widget.focusPolicy() & Qt.FocusPolicy.TabFocus]
+
+
+def _place(widget: QWidget, group: QWidget) -> tuple[int, int]:
+    at = widget.mapTo(group, QPoint())
+    return at.y(), at.x()

@@ -1,0 +1,85 @@
+"""Keyboard focus goes through the window as it is read, and can always be seen."""
+
+from __future__ import annotations
+
+from PySide6.QtCore import QPoint, Qt
+from PySide6.QtGui import QImage
+from PySide6.QtTest import QTest
+from PySide6.QtWidgets import QPushButton, QScrollArea, QWidget
+from pytestqt.qtbot import QtBot
+
+from app.application import Application
+from app.settings.theme import Theme
+from app.views.controls.focus_ring import FocusRing
+from tests.app.conftest import Start
+from tests.app.scripted_engine import ScriptedEngine, answer, ask
+
+
+def place(app: Application, widget: QWidget) -> tuple[int, int, int]:
+    """Return the row of the turn that a widget belongs to, and the widget's place in it."""
+    transcript = app.window.transcript
+    for row in range(app.chat.rowCount()):
+        view = transcript.view_of(app.chat.turn(row).id)
+        if view is not None and view.isAncestorOf(widget):
+            at = widget.mapTo(view, QPoint())
+            return row, at.y(), at.x()
+    raise AssertionError(widget)
+
+
+def test_tab_goes_through_the_turns_as_they_are_read_and_scrolls_to_them(qtbot: QtBot, start: Start) -> None:
+    app = start(ScriptedEngine(answer("First reply."), answer("A line.\n\n" * 60, size=100)))
+    ask(qtbot, app, "First question")
+    ask(qtbot, app, "Second question")
+    app.window.activateWindow()
+    qtbot.waitUntil(app.window.isActiveWindow)
+    transcript, composer = app.window.transcript, app.window.composer.edit
+    transcript.go_to_end()
+    transcript.setFocus(Qt.FocusReason.TabFocusReason)
+    stops: list[tuple[int, int, int]] = []
+    QTest.keyClick(transcript, Qt.Key.Key_Tab)
+    while (focus := app.window.focusWidget()) is not composer:
+        assert focus is not None
+        assert not focus.visibleRegion().isEmpty()
+        stops.append(place(app, focus))
+        QTest.keyClick(focus, Qt.Key.Key_Tab)
+    assert stops == sorted(stops)
+    assert {row for row, _, _ in stops} == {0, 1, 2, 3}
+
+
+def test_an_area_shows_that_tab_has_reached_it(qtbot: QtBot) -> None:
+    window = QWidget()
+    qtbot.addWidget(window)
+    area, button = QScrollArea(window), QPushButton(window)
+    area.setGeometry(0, 0, 100, 50)
+    ring = FocusRing(Theme("light"), area)
+    window.show()
+    window.activateWindow()
+    qtbot.waitUntil(window.isActiveWindow)
+    button.setFocus()
+    area.setFocus(Qt.FocusReason.TabFocusReason)
+    assert ring.isVisible()
+    assert ring.geometry() == area.rect()
+    button.setFocus(Qt.FocusReason.TabFocusReason)
+    assert not ring.isVisible()
+    area.setFocus(Qt.FocusReason.MouseFocusReason)
+    assert not ring.isVisible()
+
+
+def test_a_primary_button_shows_focus(qtbot: QtBot) -> None:
+    assert Theme("light").colours, "it has styled the application"
+    window = QWidget()
+    qtbot.addWidget(window)
+    main, other = QPushButton("Save", window), QPushButton("Close", window)
+    main.setProperty("primary", "true")
+    other.move(200, 0)
+    window.show()
+    window.activateWindow()
+    qtbot.waitUntil(window.isActiveWindow)
+
+    def painted(focus: QWidget) -> QImage:
+        focus.setFocus(Qt.FocusReason.TabFocusReason)
+        return main.grab().toImage()
+
+    away, here = painted(other), painted(main)
+    assert away != here
+    assert away.size() == here.size()
