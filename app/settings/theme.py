@@ -276,7 +276,7 @@ QMenu::item:disabled {{ color: {c.muted}; }}
 QMenu::icon {{ padding-left: {RELATED}px; }}
 QMenu::separator {{ height: {LINE}px; background: {c.border}; margin: {INSIDE}px; }}
 QPushButton {{ background: {c.raised}; color: {c.text}; border: {LINE}px solid {c.border};
-    border-radius: {BUTTON_RADIUS}px; padding: 0 12px; min-height: {TARGET}px; }}
+    border-radius: {BUTTON_RADIUS}px; padding: 0 12px; min-height: {TARGET}px; outline: none; }}
 QPushButton:hover {{ background: {c.hover}; }}
 QPushButton:pressed {{ background: {c.border}; }}
 QPushButton:focus {{ border-color: {c.accent}; }}

@@ -29,6 +29,7 @@ from app.text.highlight import Highlighter
 from app.text.markdown_stream import LONGEST_LINE, Prose
 from app.views.chat.prose import QUOTE_LEVEL, STEP, ProseWriter, indent_of
 from app.views.controls.controls import IconButton
+from app.views.controls.focus_ring import FocusRing
 
 HEADER, SCROLL_BAR = 32, 16
 BAR = 3
@@ -73,6 +74,7 @@ class TextView(QTextBrowser):
         self.viewport().setAutoFillBackground(False)
         self.setStyleSheet("background: transparent;")
         self.anchorClicked.connect(self._on_anchor)
+        FocusRing(theme, self)
 
     def measure(self, width: int) -> int:
         """Wrap at this width and return the height."""
@@ -211,6 +213,7 @@ class _Code(QPlainTextEdit):
         self.document().setDocumentMargin(0)
         self.setStyleSheet("background: transparent;")
         self.setTabStopDistance(4 * self.fontMetrics().horizontalAdvance(" "))
+        FocusRing(theme, self)
 
     def wheelEvent(self, event: QWheelEvent) -> None:
         if (

@@ -1,4 +1,4 @@
-"""A ring around a scrolled area that the Tab key has reached: such an area shows its keyboard focus in no other way."""
+"""A ring around a text or scrolled area that the Tab key has reached: such an area shows no keyboard focus itself."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from PySide6.QtCore import QEvent, QObject, QRectF, Qt
 from PySide6.QtGui import QFocusEvent, QPainter, QPaintEvent, QPen
 from PySide6.QtWidgets import QAbstractScrollArea, QWidget
 
-from app.settings.theme import BUTTON_RADIUS, Theme
+from app.settings.theme import INSIDE, Theme
 
 BY_KEY = (Qt.FocusReason.TabFocusReason, Qt.FocusReason.BacktabFocusReason)
 
@@ -36,4 +36,4 @@ class FocusRing(QWidget):
         painter = QPainter(self)
         painter.setRenderHint(QPainter.RenderHint.Antialiasing)
         painter.setPen(QPen(self._theme.colour("accent"), 1))
-        painter.drawRoundedRect(QRectF(self.rect()).adjusted(1.5, 1.5, -1.5, -1.5), BUTTON_RADIUS, BUTTON_RADIUS)
+        painter.drawRoundedRect(QRectF(self.rect()).adjusted(0.5, 0.5, -0.5, -0.5), INSIDE, INSIDE)

@@ -9,16 +9,21 @@ from PySide6.QtWidgets import QWidget
 
 
 def order_as_read(first: QWidget, groups: Iterable[QWidget]) -> None:
-    """Let Tab go from `first` through the widgets in each group, from top to bottom and from left to right."""
+    """Let Tab go from `first` to each group and the widgets in it, from top to bottom and from left to right."""
     last = first
     for group in groups:
-        for stop in sorted(_stops(group), key=lambda widget: _place(widget, group)):
+        own = [group] if _is_stop(group) else []
+        for stop in own + sorted(_stops(group), key=lambda widget: _place(widget, group)):
             QWidget.setTabOrder(last, stop)
             last = stop
 
 
 def _stops(group: QWidget) -> list[QWidget]:
-    return [widget for widget in group.findChildren(QWidget) if widget.focusPolicy() & Qt.FocusPolicy.TabFocus]
+    return [widget for widget in group.findChildren(QWidget) if _is_stop(widget)]
+
+
+def _is_stop(widget: QWidget) -> bool:
+    return bool(widget.focusPolicy() & Qt.FocusPolicy.TabFocus)
 
 
 def _place(widget: QWidget, group: QWidget) -> tuple[int, int]:

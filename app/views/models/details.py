@@ -169,6 +169,11 @@ class DetailsPane(Pane):
         whole.addWidget(self._scroll, 1)
         whole.addWidget(bar)
 
+    @property
+    def parts(self) -> tuple[QWidget, QWidget]:
+        """What is told of the model, and the buttons below it."""
+        return self._scroll, self._bar
+
     def resizeEvent(self, event: QResizeEvent) -> None:
         super().resizeEvent(event)
         narrow = self.width() < self._theme.grown(SIDE_BY_SIDE)

@@ -17,6 +17,7 @@ from PySide6.QtWidgets import (
 from app.settings.theme import GROUP, RELATED, Theme
 from app.views.controls.controls import Pane
 from app.views.controls.inputs import ChoiceBox, SearchBox
+from app.views.controls.tab_stops import order_as_read
 from app.views.models.access import TokenButton
 from app.views.models.details import DetailsPane
 from app.views.models.rows import ModelList, RowsDelegate, RowsModel
@@ -81,7 +82,7 @@ class ModelDialogFrame(QDialog):
         top.setSpacing(RELATED)
         top.addWidget(self.search, 1)
         top.addWidget(self.sort)
-        left = Pane(self._theme, "window", (), self)
+        self._left = left = Pane(self._theme, "window", (), self)
         column = QVBoxLayout(left)
         column.setContentsMargins(0, 0, 0, 0)
         column.setSpacing(0)
@@ -98,7 +99,7 @@ class ModelDialogFrame(QDialog):
         halves.addWidget(left)
         halves.addWidget(self.details)
         halves.setSizes([LIST_WIDTH, SIZE[0] - LIST_WIDTH])
-        bar = Pane(self._theme, "side", ("top",), self)
+        self._bar = bar = Pane(self._theme, "side", ("top",), self)
         foot = QHBoxLayout(bar)
         foot.setContentsMargins(GROUP, RELATED, GROUP, RELATED)
         foot.setSpacing(RELATED)
@@ -111,6 +112,10 @@ class ModelDialogFrame(QDialog):
         whole.addLayout(top)
         whole.addWidget(halves, 1)
         whole.addWidget(bar)
+
+    def focusNextPrevChild(self, next: bool) -> bool:
+        order_as_read(self.sort, [self._left, *self.details.parts, self._bar])
+        return super().focusNextPrevChild(next)
 
     def say(self, words: str, *, can_retry: bool = False) -> None:
         """Show a line under the list, with a button to retry if that may help; "" hides it."""

@@ -83,3 +83,20 @@ def test_a_primary_button_shows_focus(qtbot: QtBot) -> None:
     away, here = painted(other), painted(main)
     assert away != here
     assert away.size() == here.size()
+
+
+def test_a_focused_button_has_no_second_frame_inside(qtbot: QtBot) -> None:
+    assert Theme("light").colours, "it has styled the application"
+    window = QWidget()
+    qtbot.addWidget(window)
+    button, other = QPushButton("Close", window), QPushButton("Other", window)
+    other.move(200, 0)
+    window.show()
+    window.activateWindow()
+    qtbot.waitUntil(window.isActiveWindow)
+    inside = button.rect().adjusted(4, 4, -4, -4)
+    other.setFocus(Qt.FocusReason.TabFocusReason)
+    away = button.grab(inside).toImage()
+    button.setFocus(Qt.FocusReason.TabFocusReason)
+    window.setAttribute(Qt.WidgetAttribute.WA_KeyboardFocusChange)  # as after a press of Tab
+    assert button.grab(inside).toImage() == away

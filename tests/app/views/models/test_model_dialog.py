@@ -284,6 +284,22 @@ def test_keyboard_alone(stage: DialogStage, qtbot: QtBot, hub: Double) -> None:
     assert not dialog.isVisible()
 
 
+def test_tab_goes_on_from_the_list_to_the_model_and_its_buttons(stage: DialogStage, qtbot: QtBot) -> None:
+    look_at(stage, qtbot, ID)
+    dialog = stage.dialog
+    dialog.activateWindow()
+    qtbot.waitUntil(dialog.isActiveWindow)
+    dialog.list.setFocus(Qt.FocusReason.TabFocusReason)
+    names: list[str] = []
+    while (focus := dialog.focusWidget()) is not dialog.search:
+        assert focus is not None
+        names.append(focus.accessibleName() or getattr(focus, "text", str)())
+        QTest.keyClick(focus, Qt.Key.Key_Tab)
+    assert names[:4] == ["Models", "About this model", "Weight format", "Context"]
+    assert names[-3:] == ["Download", "Token…", "Add a model folder…"]
+    assert "Text" in names[4:-3]
+
+
 def test_gated_model_asks_for_a_token(stage: DialogStage, qtbot: QtBot) -> None:
     look_at(stage, qtbot, GATED)
     pane = stage.dialog.details
