@@ -11,7 +11,8 @@ from typing import Any
 
 from PySide6.QtCore import QObject, QTimer, Signal, Slot
 
-from app.engine.app_state import GUIDE, Phase, State, name_of
+from app.engine.app_state import GUIDE, Phase, State, host_of, name_of
+from app.engine.remote_check import RemoteCheck
 from app.engine.task_thread import Defect
 from app.engine.worker import Worker
 from app.notices import notices
@@ -52,7 +53,8 @@ class ModelSession(QObject):
         super().__init__()
         self.state = State()
         self._worker = worker
-        self._load_ticket = self._plan_ticket = self._check_ticket = 0
+        self._remote = RemoteCheck()
+        self._load_ticket = self._plan_ticket = self._check_ticket = self._remote_ticket = 0
         # A reply that does not go on, such as that of a server which is gone, gives no room for a check.
         self._patience = QTimer(self, singleShot=True, interval=PATIENCE_MS)
         self._patience.timeout.connect(self._on_checked)
@@ -66,6 +68,8 @@ class ModelSession(QObject):
         """What was said last about a load that ended without a model."""
         worker.told.connect(self._on_event)
         worker.failed.connect(self._on_failed)
+        self._remote.told.connect(self._on_remote_event)
+        self._remote.failed.connect(self._on_remote_failed)
 
     def change(self, **fields: Any) -> None:
         """Replace these fields of the state and emit `changed`."""
@@ -75,7 +79,10 @@ class ModelSession(QObject):
         """Find out whether another model can be loaded, while the reply goes on."""
         self._withdraw()
         self.wished = Wished(source, options)
-        self._check_ticket = self._worker.check(source, options)
+        if host_of(source):
+            self._remote_ticket = self._remote.check(source)
+        else:
+            self._check_ticket = self._worker.check(source, options)
         self._patience.start()
         self.change(candidate=source, loading=Loading("read", 0))
 
@@ -104,6 +111,7 @@ class ModelSession(QObject):
     def close(self) -> None:
         """Wait for nothing any more."""
         self._patience.stop()
+        self._remote.close()
 
     def replan(self, options: LoadOptions) -> None:
         """Apply other memory limits to the loaded model; its weights move after the running reply."""
@@ -165,6 +173,16 @@ class ModelSession(QObject):
             case _:
                 pass
 
+    @Slot(int, object)
+    def _on_remote_event(self, ticket: int, event: Event) -> None:
+        if ticket == self._remote_ticket:
+            self._on_check_event(event)
+
+    @Slot(int, object)
+    def _on_remote_failed(self, ticket: int, error: HeteGenError) -> None:
+        if ticket == self._remote_ticket:
+            self._refuse(failure_notice(error))
+
     @Slot()
     def _on_checked(self) -> None:
         self._end_check()
@@ -179,7 +197,8 @@ class ModelSession(QObject):
 
     def _end_check(self) -> None:
         self._patience.stop()
-        self._check_ticket = 0
+        self._remote.stop(self._remote_ticket)
+        self._check_ticket = self._remote_ticket = 0
         if self.state.candidate:
             self.change(candidate="", loading=None)
 

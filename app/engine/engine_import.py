@@ -26,7 +26,12 @@ LIBRARIES = ("torch_cpu", "torch_cuda", "torch_python")
 
 def make_engine() -> EngineLike:
     """Create the engine, in its thread. A remote model needs neither torch nor the local engine."""
-    return RoutedEngine(make_local_engine, lambda: RemoteEngine(lambda url: key_of(system_keyring(), url)))
+    return RoutedEngine(make_local_engine, make_remote_engine)
+
+
+def make_remote_engine() -> RemoteEngine:
+    """Create the engine for models on other computers, with the user's keys."""
+    return RemoteEngine(lambda url: key_of(system_keyring(), url))
 
 
 def make_local_engine() -> EngineLike:

@@ -66,12 +66,14 @@ class RemoteEngine:
         except HeteGenError as error:
             yield Failed(error)
 
-    def check(self, source: str | Path | None, options: LoadOptions) -> Iterator[Event]:
-        """Find out whether the server is there and has the model. Yields Checked or Failed."""
+    def check(self, source: str | Path | None, options: LoadOptions, stop: Stop = never) -> Iterator[Event]:
+        """Find out whether the server is there and has the model. Yields Checked or Failed, nothing once stopped."""
         try:
             endpoint = parse_source(str(source))
-            _find(self._connection(endpoint), endpoint.model, never)
+            _find(self._connection(endpoint), endpoint.model, stop)
             yield Checked()
+        except Stopped:
+            return
         except HeteGenError as error:
             yield Failed(error)
 

@@ -103,6 +103,8 @@ class StatusLine(Pane):
 
 
 def _words(state: State) -> str:
+    if state.candidate:
+        return tr("Another model is being checked")
     if state.elsewhere and state.phase != "loading":
         return tr("Another conversation is being answered")
     if state.phase == "reading" and state.prefill and state.prefill.total:

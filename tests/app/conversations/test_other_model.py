@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 from dataclasses import replace
 
 import pytest
@@ -9,12 +10,14 @@ from PySide6.QtWidgets import QPushButton
 from pytestqt.qtbot import QtBot
 
 from app.application import Application
+from app.views.controls.controls import ElidedLabel
 from core.errors import ModelUnreadable
 from core.events import Checked, Failed, Finished, Loading, Piece, Prefill
 from tests.app.conftest import Start
 from tests.app.conversations.test_background_reply import texts
 from tests.app.find import find
 from tests.app.scripted_engine import END, MODEL, ScriptedEngine, answer, ask
+from tests.core.remote.test_remote import fake
 
 OTHER = replace(MODEL, name="Other-8B")
 HALF = [Prefill(1, 1, 0), Piece("Half "), Piece("of ")]
@@ -122,3 +125,36 @@ def test_a_waiting_question_is_answered_by_the_model_that_stays(
     qtbot.waitUntil(lambda: len(texts(app)) == 2 and not app.session.state.busy)
     assert texts(app) == ["Another question", "Another."]
     assert app.chat.turn(1).receipt["model"] == (OTHER if usable else MODEL).name
+
+
+def test_a_server_that_is_silent_does_not_hold_up_the_reply(
+    qtbot: QtBot, app: Application, engine: ScriptedEngine
+) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        app.window.model_chosen.emit(f"remote:http://127.0.0.1:{server.getsockname()[1]}/v1#big/model")
+        engine.gate.set()
+        qtbot.waitUntil(lambda: not app.session.state.busy)
+        assert texts(app) == ["A question", "Half of it."]
+        assert app.session.state.candidate
+        words = app.window.status.findChild(ElidedLabel)
+        assert words is not None
+        assert words.text() == "Another model is being checked"
+        app.session.model.cancel_load()
+        assert not app.session.state.candidate
+    ask(qtbot, app, "And again?")
+    assert texts(app)[-1] == "Another."
+
+
+@pytest.mark.parametrize("name", ["big/model", "small/model"])
+def test_a_model_on_another_computer_is_checked_there(
+    qtbot: QtBot, app: Application, engine: ScriptedEngine, name: str
+) -> None:
+    with fake() as (url, _):
+        app.window.model_chosen.emit(f"remote:{url}#{name}")
+        if name == "big/model":
+            qtbot.waitUntil(lambda: len(engine.sources) == 2)
+        else:
+            qtbot.waitUntil(lambda: bool(app.window.notices.notices))
+            assert "has no model named small/model" in app.window.notices.notices[0].sentence
+        assert not app.session.state.candidate
+    assert not engine.checked
