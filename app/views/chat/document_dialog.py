@@ -10,6 +10,7 @@ from PySide6.QtWidgets import (
     QInputDialog,
     QLabel,
     QLineEdit,
+    QPushButton,
     QVBoxLayout,
     QWidget,
 )
@@ -45,6 +46,9 @@ class PasswordDialog(QInputDialog):
         layout.setSpacing(RELATED)
         for line in self.findChildren(QLineEdit):
             line.setMinimumWidth(FIELD_WIDTH)
+        for button in self.findChildren(QPushButton):
+            button.setProperty("primary", "true" if button.text() == self.okButtonText() else "false")
+            button.style().polish(button)
 
 
 class DocumentDialog(QDialog):

@@ -29,7 +29,7 @@ from core.remote.check import Outcome
 from core.remote.endpoint import PRESETS
 from core.remote.saved import SavedEndpoint
 
-SIZE = (780, 560)
+SIZE = (780, 600)
 LIST_WIDTH = 200
 DONE, FAILED = "✓", "✕"
 
@@ -69,6 +69,8 @@ class RemoteDialog(QDialog):
         self.key.setEchoMode(QLineEdit.EchoMode.Password)
         self.model: QComboBox = ChoiceBox(theme, self)
         self.model.setEditable(True)
+        for line in self.model.findChildren(QLineEdit):
+            line.setTextMargins(-2, 0, 0, 0)  # begins where the text of the other fields does
         self.model.setAccessibleName(tr("Model"))
         self.steps = paragraph(theme, "", "muted")
         self.steps.setAccessibleName(tr("Test"))
