@@ -195,7 +195,7 @@ def public(root: Path) -> Iterator[Public]:
 QT_NAMES = re.compile(
     "[a-zA-Z]+Event|eventFilter|event|(row|column)Count|(set|mime|header)?[dD]ata|flags|index|paint|translate|isEmpty|"
     "createEditor|(minimumS|s)izeHint|hitButton|loadResource|(canI|i)nsertFromMimeData|createMimeDataFromSelection|"
-    "updateEditorGeometry|set(Editor|Model)Data|scrollContentsBy|initStyleOption|supported[a-zA-Z]+Actions"
+    "focusNextPrevChild|updateEditorGeometry|set(Editor|Model)Data|scrollContentsBy|initStyleOption|supported[a-zA-Z]+Actions"
 )
 """Methods that Qt calls and documents."""
 
