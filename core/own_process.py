@@ -25,3 +25,13 @@ def source_folder() -> Path | None:
 def without_window() -> int:
     """Return the `creationflags` of a process that opens no window on Windows."""
     return getattr(subprocess, "CREATE_NO_WINDOW", 0)
+
+
+def without_crash_windows() -> None:
+    """Let a crash end this process at once: Windows would show a window first, and wait for the user to close it."""
+    if sys.platform == "win32":
+        import msvcrt
+
+        msvcrt.SetErrorMode(
+            msvcrt.SEM_FAILCRITICALERRORS | msvcrt.SEM_NOGPFAULTERRORBOX | msvcrt.SEM_NOOPENFILEERRORBOX
+        )

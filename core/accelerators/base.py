@@ -29,7 +29,9 @@ from torch import Tensor
 
 from core.accelerators.graph import Replay, Work
 from core.errors import DeviceLost, NotEnoughMemory
+from core.kernels.device_products import DeviceProducts, ListedProducts
 from core.sentence import sentence
+from core.spec import Storage
 from core.units import format_memory
 
 PINNED = "pinned"
@@ -116,6 +118,12 @@ class Accelerator(Protocol):
 
         Launched work may read the host's memory until `synchronize` returns. Raises RuntimeError if it cannot.
         """
+
+    def products(self, storage: Storage) -> DeviceProducts | None:
+        """Return what multiplies weights of this storage as they lie; None if they must be dequantised first."""
+
+    def listed(self, storage: Storage) -> ListedProducts | None:
+        """Return what multiplies several weights of this storage in one launch; None without such a kernel."""
 
     def pinned(self, nbytes: int) -> Tensor:
         """Allocate exactly (nbytes,) of page-locked uint8. Raises NotEnoughMemory(device='pinned')."""

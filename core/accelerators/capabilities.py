@@ -34,20 +34,30 @@ def begin_capture(graph: Any, pool: Pool) -> None:
     graph.capture_begin()
 
 
+def total_memory(device: torch.device) -> int:
+    """Return the bytes of the device's memory."""
+    return int(_properties(device).total_memory)
+
+
 @dataclass(frozen=True)
 class Capabilities:
     """The capabilities of a type of device.
 
-    `memory` and `limit` (a fraction of the total) query and limit the allocator; `pinned` locks exactly so many bytes.
-    `streams`: copies have streams of their own and run asynchronously to the host; otherwise they follow launched work,
-    and block. `own_kernels`: device.cu can be compiled for it. `graph` makes an empty graph, None if there are none;
-    `begin` starts a capture on the current stream, in a pool of memory. Inside of `without_waits`, synchronising with
-    the device raises an error. `in_place` makes a host tensor one of a device with unified memory, without a copy.
+    `memory` and `limit` (a fraction of the total) query and limit the allocator, `release` gives cached memory back,
+    `reset_peak` restarts its statistics; `total` is known without a context on the card, which takes memory and may
+    fail. `pinned` locks exactly so many bytes. `streams`: copies have streams of their own and run asynchronously to
+    the host; otherwise they follow launched work, and block. `own_kernels`: device.cu can be compiled for it. `graph`
+    makes an empty graph, None if there are none; `begin` starts a capture on the current stream, in a pool of memory.
+    Inside of `without_waits`, synchronising with the device raises an error. `in_place` makes a host tensor one of a
+    device with unified memory, without a copy.
     """
 
     memory: Callable[[torch.device], Memory]
     limit: Callable[[torch.device, float], None]
     pinned: Callable[[int, torch.device], Tensor]
+    total: Callable[[torch.device], int] = total_memory
+    release: Callable[[], None] = torch.accelerator.empty_cache
+    reset_peak: Callable[[torch.device], None] = torch.accelerator.reset_peak_memory_stats
     streams: bool = True
     own_kernels: bool = False
     graph: Callable[[], Any] = no_graph
@@ -169,23 +179,38 @@ def cuda_without_waits() -> Iterator[None]:
 
 
 def xpu_memory(device: torch.device) -> Memory:
-    """Return memory; integrated graphics do not report free memory, so that all not reserved by torch counts as
-    free."""
+    """Return memory. What integrated graphics report as free is an error or nothing, depending on the driver: then all
+    that torch has not reserved counts as free."""
     try:
-        return common_memory(device)
+        free, total = torch.accelerator.get_memory_info(device)
     except RuntimeError:
-        total = int(_properties(device).total_memory)
-        return counted(device, total - torch.accelerator.memory_reserved(device), total)
+        free, total = 0, total_memory(device)
+    return counted(device, free or total - torch.accelerator.memory_reserved(device), total)
 
 
-# ---- Apple
+# ---- Apple, whose allocator and single stream do not take part in torch's common API (in torch 2.11 to 2.13 some calls
+# end in an internal error)
 
 
 def mps_memory(device: torch.device) -> Memory:
     """Return memory within Metal's recommended limit. Metal counts no peak; the driver's current total replaces it."""
     used, taken = torch.mps.current_allocated_memory(), torch.mps.driver_allocated_memory()
-    total = torch.mps.recommended_max_memory()
+    total = mps_total(device)
     return Memory(total - used, total, used, taken, taken - used)
+
+
+def mps_total(device: torch.device) -> int:
+    """Return the bytes that Metal recommends to use at most."""
+    return int(torch.mps.recommended_max_memory())
+
+
+def mps_release() -> None:
+    """Return cached memory to the system."""
+    torch.mps.empty_cache()
+
+
+def mps_reset_peak(device: torch.device) -> None:
+    """No-op: Metal counts no peak."""
 
 
 def mps_limit(device: torch.device, fraction: float) -> None:
@@ -210,5 +235,14 @@ TABLE = {
         without_waits=cuda_without_waits,
     ),
     "xpu": Capabilities(xpu_memory, common_limit, common_pinned, graph=common_graph),
-    "mps": Capabilities(mps_memory, mps_limit, ordinary, streams=False, in_place=by_metal),
+    "mps": Capabilities(
+        mps_memory,
+        mps_limit,
+        ordinary,
+        total=mps_total,
+        release=mps_release,
+        reset_peak=mps_reset_peak,
+        streams=False,
+        in_place=by_metal,
+    ),
 }

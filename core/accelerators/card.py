@@ -22,15 +22,17 @@ from core.accelerators.base import (
 from core.accelerators.capabilities import capabilities_of
 from core.accelerators.graph import Graph, Pool, Recording, Replay, Work
 from core.errors import HeteGenError
-from core.spec import COPY_PIECE
+from core.kernels.device_products import CardProducts, DeviceProducts, ListedProducts
+from core.spec import COPY_PIECE, NO_TRIAL, Abilities, Storage
 
-# The makers' libraries allocate memory of their own on first use; torch reports their failures as RuntimeError.
+# The makers' libraries (CUBLAS, HIPBLAS) allocate memory of their own on first use; torch reports their failures as
+# RuntimeError. "Invalid buffer size": Metal, of a buffer larger than it makes.
 FULL = (
-    "out of memory", "CUBLAS_STATUS_ALLOC_FAILED", "CUBLAS_STATUS_NOT_INITIALIZED", "OUT_OF_DEVICE_MEMORY",
-    "OUT_OF_RESOURCES",
+    "out of memory", "BLAS_STATUS_ALLOC_FAILED", "BLAS_STATUS_NOT_INITIALIZED", "OUT_OF_DEVICE_MEMORY",
+    "OUT_OF_RESOURCES", "Invalid buffer size",
 )  # fmt: skip
 LOST = ("DEVICE_LOST",)
-NO_CODE = ("no kernel image", "INVALID_BINARY", "INVALID_KERNEL_NAME")
+NO_CODE = ("no kernel image", "HIP error: invalid device function", "INVALID_BINARY", "INVALID_KERNEL_NAME")
 
 
 def cards() -> list[torch.device]:
@@ -67,9 +69,9 @@ class CardEvent:
                 self._event.synchronize()
 
     def hold(self, stream: torch.Stream) -> None:
-        """Make `stream` wait for the event."""
+        """Make `stream` wait for the event. On devices with one stream all work is in order."""
         with self._card.failures():
-            if self._event is not None:
+            if self._event is not None and self._card.can.streams:
                 stream.wait_event(self._event)
 
 
@@ -90,6 +92,9 @@ class CardStream:
         event.hold(self.raw)
 
     def synchronize(self) -> None:
+        if not self._card.can.streams:  # torch cannot wait for Apple's one stream, only for the device
+            self._card.synchronize()
+            return
         with self._card.failures():
             self.raw.synchronize()
 
@@ -118,10 +123,12 @@ class Card:
 
     shares_cores = False
 
-    def __init__(self, device: torch.device) -> None:
+    def __init__(self, device: torch.device, abilities: Abilities = NO_TRIAL) -> None:
+        """`abilities`: what its trial found; without a trial only what torch guarantees is used."""
         self.device = device
         self.name = f"{device.type}:{device.index}"
         self.can = capabilities_of(device)
+        self._products = CardProducts(device, abilities)
         self._captures: CardStream | None = None
         with self.failures():
             torch.zeros(1, device=device)  # the first use initialises the driver's context
@@ -154,11 +161,11 @@ class Card:
 
     def reset_peak(self) -> None:
         with self.failures():
-            torch.accelerator.reset_peak_memory_stats(self.device)
+            self.can.reset_peak(self.device)
 
     def release_cached(self) -> None:
         with self.failures():
-            torch.accelerator.empty_cache()
+            self.can.release()
 
     def empty(self, shape: Sequence[int], dtype: torch.dtype) -> Tensor:
         with self.failures(prod(shape) * dtype.itemsize):
@@ -167,6 +174,12 @@ class Card:
     def in_place(self, tensor: Tensor) -> Tensor:
         with self.failures():
             return self.can.in_place(tensor, self.device)
+
+    def products(self, storage: Storage) -> DeviceProducts | None:
+        return self._products.of(storage)
+
+    def listed(self, storage: Storage) -> ListedProducts | None:
+        return self._products.kernels(storage)
 
     def pinned(self, nbytes: int) -> Tensor:
         return self.can.pinned(nbytes, self.device)

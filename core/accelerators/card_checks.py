@@ -1,4 +1,8 @@
-"""Checks of a card, run in a separate process: a matrix product, copies, our own kernels, graphs, shared memory."""
+"""The steps of a card's trial, run in a separate process: a matrix product, copies, and each faster way of computing.
+
+After each faster way the card must still multiply: a fault may show only in what comes later, and must not be taken for
+that one's.
+"""
 
 from __future__ import annotations
 
@@ -6,8 +10,9 @@ import mmap
 import tempfile
 import time
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Container, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -16,10 +21,11 @@ from torch import Tensor
 
 from core.accelerators.capabilities import has_unified_memory, name_of
 from core.accelerators.card import Card
-from core.accelerators.trial import Trial
+from core.accelerators.trial import Step, Trial
 from core.errors import HeteGenError
 from core.kernels.cuda_dequant import device_kernels
-from core.kernels.torch_products import torch_int4, torch_int8
+from core.kernels.torch_products import try_int4, try_int8
+from core.spec import Attempt, TorchProduct
 from core.units import MIB
 
 SIDE, COPY = 512, 16 * MIB
@@ -29,21 +35,98 @@ HEADER, PASSES, SLOWER = 8, 8, 1.5
 """Bytes before the first tensor of a model's file; products to time; longest time in terms of that of a copy."""
 
 
-def try_card(device: torch.device) -> Trial:
-    """Run all checks in this process. Raises HeteGenError, RuntimeError."""
+Taken = Callable[[Card, Trial], Trial]
+"""A step: (card, what was found so far) -> what is found now; the same if the card is not able to do it."""
+
+
+def not_said(step: Step) -> None:
+    """Say nothing of a step."""
+
+
+def try_card(device: torch.device, without: Container[str] = (), say: Callable[[Step], None] = not_said) -> Trial:
+    """Take all steps in this process, but none of those in `without`; `say` is called before each.
+
+    Raises HeteGenError, RuntimeError.
+    """
+    say(Step("the start"))
     card = Card(device)
+    trial = Trial("", name_of(device), device.type, has_unified_memory(device))
+    for name, take in NEEDED.items():
+        say(Step(name))
+        trial = take(card, trial)
+        if trial.why:
+            return trial
+    for name, way in WAYS.items():
+        if name not in without and way.suits(card, trial):
+            say(Step(name, needed=False))
+            trial = _attempted(name, way.take, card, trial)
+    return trial
+
+
+def _attempted(name: str, take: Taken, card: Card, before: Trial) -> Trial:
+    """Return the trial after a step, and whether it worked. Raises HeteGenError, RuntimeError if the card is lost."""
+    found = take(card, before)
     if not multiplies(card):
-        return Trial("It multiplied wrongly when it was tried.", name_of(device), device.type)
+        raise RuntimeError("the card multiplies wrongly after it")
+    attempts = (*found.abilities.attempts, Attempt(name, found != before))
+    return replace(found, abilities=replace(found.abilities, attempts=attempts))
+
+
+def _multiplying(card: Card, trial: Trial) -> Trial:
+    return trial if multiplies(card) else replace(trial, why="It multiplied wrongly when it was tried.")
+
+
+def _copying(card: Card, trial: Trial) -> Trial:
     up_s, down_s, whole = copies(card)
     if not whole:
-        return Trial("Copies to it and back came back changed when it was tried.", name_of(device), device.type)
-    own = card.can.own_kernels and device_kernels(device) is not None
-    found = Trial(
-        "", name_of(device), device.type, has_unified_memory(device), own, torch_int8(device) is not None,
-        torch_int4("int4", device) is not None, COPY / up_s, COPY / down_s,
-    )  # fmt: skip
-    card.close()
-    return found
+        return replace(trial, why="Copies to it and back came back changed when it was tried.")
+    return replace(trial, up_bytes_s=COPY / up_s, down_bytes_s=COPY / down_s)
+
+
+def _counting(card: Card, trial: Trial) -> Trial:
+    """Call what the engine counts and limits memory by: an error there must not come up in a conversation."""
+    card.limit(card.memory().total)
+    card.limit(None)
+    card.reset_peak()
+    card.release_cached()
+    return trial
+
+
+def _with_kernels(card: Card, trial: Trial) -> Trial:
+    own = device_kernels(card.device) is not None
+    return replace(trial, abilities=replace(trial.abilities, own_kernels=own))
+
+
+def _with_products(found: list[TorchProduct], trial: Trial) -> Trial:
+    return replace(trial, abilities=replace(trial.abilities, products=(*trial.abilities.products, *found)))
+
+
+@dataclass(frozen=True)
+class Way:
+    """A faster way of computing. `suits`: whether it is worth a trial after what was found so far."""
+
+    take: Taken
+    suits: Callable[[Card, Trial], bool] = lambda card, trial: True
+
+
+NEEDED: dict[str, Taken] = {"copies": _copying, "memory": _counting, "products": _multiplying}
+"""Without these a card is not used. The product comes last, which shows whether the card was lost before."""
+WAYS = {
+    "our kernels": Way(_with_kernels, lambda card, trial: card.can.own_kernels),
+    "torch's 8-bit products": Way(
+        lambda card, trial: _with_products(try_int8(card.device), trial),
+        lambda card, trial: not trial.abilities.own_kernels,
+    ),
+    "torch's 4-bit products": Way(
+        lambda card, trial: _with_products(try_int4(card.device), trial),
+        lambda card, trial: not trial.abilities.own_kernels,
+    ),
+    "graphs": Way(lambda card, trial: replace(trial, graphs=replays(card))),
+    "weights in place": Way(
+        lambda card, trial: replace(trial, in_place=reads_in_place(card)), lambda card, trial: trial.unified
+    ),
+}
+"""Each of these is used where it works."""
 
 
 def multiplies(card: Card) -> bool:

@@ -6,10 +6,15 @@ from core.accelerators.base import Accelerator, device_lost
 from core.accelerators.card import Card, cards
 from core.accelerators.simulated import SimulatedAccelerator
 from core.accelerators.simulation_spec import Simulation
+from core.spec import NO_TRIAL, Abilities
 
 
-def open_accelerator(index: int, simulation: Simulation | None = None) -> Accelerator | None:
+def open_accelerator(
+    index: int, simulation: Simulation | None = None, abilities: Abilities = NO_TRIAL
+) -> Accelerator | None:
     """Open the accelerator of a plan's `gpu` index: None for -1, the simulated one if `simulation` is given.
+
+    `abilities`: what the card's trial found.
 
     Raises DeviceLost.
     """
@@ -20,4 +25,4 @@ def open_accelerator(index: int, simulation: Simulation | None = None) -> Accele
     found = cards()
     if index >= len(found):
         raise device_lost(f"number {index}")
-    return Card(found[index])
+    return Card(found[index], abilities)

@@ -34,7 +34,7 @@ from core.accelerators.simulated_queues import (
     sleep_until,
 )
 from core.accelerators.simulation_spec import Simulation
-from core.spec import COPY_PIECE
+from core.spec import COPY_PIECE, Storage
 
 ALIGNMENT = 64
 
@@ -114,6 +114,12 @@ class SimulatedAccelerator:
 
     def in_place(self, tensor: Tensor) -> Tensor:
         return tensor
+
+    def products(self, storage: Storage) -> None:
+        """Return None: its memory is RAM, where the CPU's kernels multiply."""
+
+    def listed(self, storage: Storage) -> None:
+        """Return None: it computes weight by weight."""
 
     def pinned(self, nbytes: int) -> Tensor:
         self._health.check()

@@ -95,6 +95,9 @@ def _gpu_lines(gpu: dict[str, Any]) -> Iterator[str]:
         f"          streaming {format_rate(link['staged'])}; while both run the CPU keeps"
         f" {format_share(gpu['cpu_under_copy'])} and the link {format_share(gpu['link_under_cpu'])}"
     )
+    for works, words in ((True, "tried and used"), (False, "tried, but not used")):
+        if names := [one["name"] for one in gpu["tried"] if one["works"] is works]:
+            yield f"          {words}: {', '.join(names)}"
     if gpu["unified"]:
         weights = "reads weights in place" if gpu["in_place"] else "has copies of its weights"
         yield (

@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 
 from core.gpu_runtime.store import TrialResult
-from core.own_process import command, source_folder, without_window
+from core.own_process import command, source_folder, without_crash_windows, without_window
 from core.sentence import pack, sentence, unpack
 from core.startup.torch_folder import packages_of, use_packages
 
@@ -64,6 +64,7 @@ def kernel() -> tuple[str, str]:
 
 def main(folder: str) -> int:
     """Try the runtime, in the other process, and print one line of JSON as the last output."""
+    without_crash_windows()
     use_packages(packages_of(Path(folder)))
     device, why = kernel()
     if device and not _comes_from(folder):

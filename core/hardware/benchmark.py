@@ -32,11 +32,21 @@ from core.hardware.workloads import (
     weight_of,
 )
 from core.kernels.autotune import KernelTable, measure
-from core.kernels.device_products import listed_products
 from core.kernels.matmul import host_matmul
 from core.offload.host_weight import DeviceRows, HostWeight
 from core.offload.parameter_manager import copied_rows
-from core.spec import AT_ONCE, BUCKET_LIMITS, BUCKET_TIMED, FEW, KernelRate, Link, Storage, row_bytes
+from core.spec import (
+    AT_ONCE,
+    BUCKET_LIMITS,
+    BUCKET_TIMED,
+    FEW,
+    NO_TRIAL,
+    Abilities,
+    KernelRate,
+    Link,
+    Storage,
+    row_bytes,
+)
 from core.units import MIB
 
 STORAGES: tuple[Storage, ...] = ("bf16", "int8", "int4", "fp32", "fp16")
@@ -89,6 +99,7 @@ class GpuRates:
     in_place: bool = False
     cpu_beside: float = 1.0
     gpu_beside: float = 1.0
+    abilities: Abilities = NO_TRIAL
 
 
 def measure_cpu() -> CpuRates:
@@ -143,7 +154,7 @@ def measure_gpu(accelerator: Accelerator, cpu: CpuRates) -> GpuRates:
         link_under_cpu=_part(copying, alone),
         launch_s=overheads.launch_s,
         layer_s=overheads.layer_s,
-        lists_weights=listed_products("int4", accelerator.device) is not None,
+        lists_weights=accelerator.listed("int4") is not None,
     )
 
 

@@ -121,6 +121,9 @@ def _about_gpu(gpu: Gpu) -> Iterator[Finding]:
             f"The link to the {gpu.name} brings {format_bytes(gpu.link.h2d_pinned)} per second, which is little.",
             "See that it is in a slot with 16 lanes.",
         )
+    for one in gpu.abilities.attempts:
+        if one.why:
+            yield Finding(f"The {gpu.name} is used without {one.name}. {one.why}", "A newer driver may mend that.")
     if not gpu.link.lockable:
         yield Finding(
             f"The system lets too little memory be locked for fast copies to the {gpu.name}.",
@@ -197,6 +200,7 @@ def _gpu(gpu: Gpu) -> dict[str, Any]:
         },
         "cpu_under_copy": round(gpu.cpu_under_copy, 3),
         "link_under_cpu": round(gpu.link_under_cpu, 3),
+        "tried": [asdict(one) for one in gpu.abilities.attempts],
         "unified": gpu.unified,
         "in_place": gpu.in_place,
         "cpu_beside": round(gpu.cpu_beside, 3),

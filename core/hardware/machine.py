@@ -15,7 +15,7 @@ from core.hardware.benchmark import present_paces
 from core.hardware.cpu_info import cpu_info, ram
 from core.hardware.profile import measured_machine, refreshed, rescaled
 from core.kernels.autotune import KernelTable
-from core.spec import Cpu, Gpu, Hardware, KernelRate, Link, Storage
+from core.spec import NO_TRIAL, Cpu, Gpu, Hardware, KernelRate, Link, Storage
 
 STORAGES: tuple[Storage, ...] = ("bf16", "fp16", "fp32", "int8", "int4")
 # Those of a laptop some years old: memory bytes per second, operations per second by bucket of input rows.
@@ -57,7 +57,8 @@ class Machine:
         """Return the device of a GPU of the record. Raises DeviceLost."""
         if index not in self.accelerators:
             simulation = parse_simulation(self.simulate_gpu) if self.simulate_gpu else None
-            opened = open_accelerator(index, simulation)
+            abilities = next((gpu.abilities for gpu in self.hardware.gpus if gpu.index == index), NO_TRIAL)
+            opened = open_accelerator(index, simulation, abilities)
             assert opened is not None
             self.accelerators[index] = opened
         return self.accelerators[index]

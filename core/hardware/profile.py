@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -21,14 +22,16 @@ from core.graphics.builds import driver_for
 from core.graphics.find import find_cards
 from core.hardware.cpu_info import CpuInfo, cpu_info, ram
 from core.hardware.disk_rate import measure_disk
-from core.spec import Cpu, Gpu, Hardware, KernelRate, Link, Storage
+from core.spec import Cpu, Gpu, Hardware, KernelRate, Link, Storage, parse_abilities
 
 if TYPE_CHECKING:
+    import torch
+
     from core.hardware.benchmark import CpuRates, GpuRates
     from core.kernels.autotune import KernelTable
 
 PROFILE_FILE = "hardware.json"
-PROFILE_VERSION = 11
+PROFILE_VERSION = 12
 """Incremented when the meaning of a measurement changes."""
 KEPT_PROFILES = 8
 UNKNOWN_DISK_RATE = 1e9
@@ -202,7 +205,7 @@ def _measured_gpu(index: int, simulation: Simulation | None, cpu: CpuRates) -> G
     if trial.why:
         return trial.why
     try:
-        accelerator = open_accelerator(index, simulation)
+        accelerator = open_accelerator(index, simulation, trial.abilities)
         assert accelerator is not None
         rates = measure_gpu(accelerator, cpu)
         saves = replay_saves(accelerator) if trial.graphs else 0.0
@@ -210,20 +213,28 @@ def _measured_gpu(index: int, simulation: Simulation | None, cpu: CpuRates) -> G
         accelerator.close()
         return replace(
             rates, graphs=trial.graphs, replay_saves=saves, in_place=trial.in_place, cpu_beside=beside[0],
-            gpu_beside=beside[1],
+            gpu_beside=beside[1], abilities=trial.abilities,
         )  # fmt: skip
     except HeteGenError as error:
         return " ".join(part for part in (error.what, error.why) if part)
 
 
 def _cards() -> list[CardFacts]:
-    from core.accelerators.capabilities import capabilities_of, has_unified_memory, name_of
+    """Return the cards as their driver describes them, without using them: only their trials may do that first."""
     from core.accelerators.card import cards
 
-    return [
-        CardFacts(one.index, name_of(one), capabilities_of(one).memory(one).total, one.type, has_unified_memory(one))
-        for one in cards()
-    ]
+    return [_facts(one) for one in cards()]
+
+
+def _facts(device: torch.device) -> CardFacts:
+    from core.accelerators.capabilities import capabilities_of, has_unified_memory, name_of
+
+    try:
+        total = capabilities_of(device).total(device)
+        return CardFacts(device.index, name_of(device), total, device.type, has_unified_memory(device))
+    except RuntimeError as error:  # its trial fails likewise, and says why
+        logging.getLogger(__name__).warning("%s does not describe itself: %s", device, error)
+        return CardFacts(device.index, str(device), 0, device.type)
 
 
 def _gpu(card: CardFacts, measured: GpuRates) -> Gpu:
@@ -232,7 +243,7 @@ def _gpu(card: CardFacts, measured: GpuRates) -> Gpu:
         measured.rates, measured.cpu_under_copy, measured.link_under_cpu, measured.launch_s,
         measured.layer_s, kind=card.kind, unified=card.unified, graphs=measured.graphs,
         lists_weights=measured.lists_weights, replay_saves=measured.replay_saves, in_place=measured.in_place,
-        cpu_beside=measured.cpu_beside, gpu_beside=measured.gpu_beside,
+        cpu_beside=measured.cpu_beside, gpu_beside=measured.gpu_beside, abilities=measured.abilities,
     )  # fmt: skip
 
 
@@ -287,12 +298,18 @@ def _parsed(data: dict[str, Any]) -> MachineProfile:
     cpu = data["cpu"]
     table = KernelTable.from_json(cpu.pop("table"))
     rates = _rates(cpu.pop("rates"))
-    gpus = tuple(
-        one if isinstance(one, str) else GpuRates(**{**one, "rates": _rates(one["rates"]), "link": Link(**one["link"])})
-        for one in data["gpus"]
-    )
+    gpus = tuple(one if isinstance(one, str) else GpuRates(**one | _records(one)) for one in data["gpus"])
     rest = {name: data[name] for name in ("disk_bytes_s", "busy", "tries")}
     return MachineProfile(CpuRates(**cpu, rates=rates, table=table), gpus, **rest)
+
+
+def _records(gpu: dict[str, Any]) -> dict[str, Any]:
+    """Return the fields of a GPU's rates that are records."""
+    return {
+        "rates": _rates(gpu["rates"]),
+        "link": Link(**gpu["link"]),
+        "abilities": parse_abilities(gpu["abilities"]),
+    }
 
 
 def _rates(data: list[dict[str, Any]]) -> tuple[KernelRate, ...]:

@@ -1,4 +1,4 @@
-"""Selects what multiplies quantised weights on a device without dequantising them first; each choice is verified there.
+"""Selects what multiplies quantised weights on a device without dequantising them first, of what its trial found right.
 
 NVIDIA and AMD GPUs use our own kernels. Other devices use torch's products with weights of 8 and 4 bits where their
 backend has correct ones. Everything else is dequantised and multiplied.
@@ -12,10 +12,10 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from core.kernels.cuda_dequant import device_kernels
+from core.kernels.cuda_dequant import DeviceKernels, device_kernels
 from core.kernels.quantized_weight import QuantizedWeight
-from core.kernels.torch_products import TAKEN, torch_int4, torch_int8
-from core.spec import LAYOUTS, Storage
+from core.kernels.torch_products import torch_product
+from core.spec import LAYOUTS, Abilities, Storage
 
 
 class DeviceProducts(Protocol):
@@ -46,15 +46,23 @@ class ListedProducts(Protocol):
         """Return rows of x (M, K), each times the transposed weight of its entry, as (M, N) of any floating type."""
 
 
-def device_products(storage: Storage, device: torch.device) -> DeviceProducts | None:
-    """Return the products for this storage on `device`; None if the weights must be dequantised first."""
-    if device.type == "cuda":
-        return device_kernels(device)
-    if storage == "int8":
-        return torch_int8(device)
-    return torch_int4(storage, device) if storage in TAKEN else None
+class CardProducts:
+    """The products on one device. Without abilities, there are none: nothing runs here for the first time."""
 
+    def __init__(self, device: torch.device, abilities: Abilities) -> None:
+        self._device = device
+        self._own_kernels = abilities.own_kernels
+        self._found = {one.storage: one for one in abilities.products}
+        self._made: dict[Storage, DeviceProducts] = {}
 
-def listed_products(storage: Storage, device: torch.device) -> ListedProducts | None:
-    """Return the products of several weights of this storage in one launch on `device`; None without such a kernel."""
-    return device_kernels(device) if storage in LAYOUTS and device.type == "cuda" else None
+    def of(self, storage: Storage) -> DeviceProducts | None:
+        """Return the products for this storage; None if the weights must be dequantised first."""
+        if (kernels := self.kernels(storage)) is not None:
+            return kernels
+        if storage not in self._made and (found := self._found.get(storage)):
+            self._made[storage] = torch_product(found, self._device)
+        return self._made.get(storage)
+
+    def kernels(self, storage: Storage) -> DeviceKernels | None:
+        """Return our own kernels, which also multiply several weights of this storage in one launch; None without."""
+        return device_kernels(self._device) if self._own_kernels and storage in LAYOUTS else None

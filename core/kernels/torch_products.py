@@ -1,8 +1,9 @@
 """Products with quantised weights by torch's own operators, on devices without kernels of ours (Intel, Apple).
 
 These operators are private to torch and differ between makers. Which of them a device has, what they take and in which
-order they read a weight is therefore found out by trials on the device itself. What raises an error or computes
-something else is not used; such weights are dequantised and multiplied.
+order they read a weight is therefore found out by trials on the device itself, once and in a process of their own:
+an unusual shape may end that process. What is found is remembered (`TorchProduct`); what raises an error or computes
+something else is not used, and such weights are dequantised and multiplied.
 
 Weights stay in our own layout (`quantized_weight`), so that streamed rows are multiplied as they arrive and no memory
 is taken twice.
@@ -19,10 +20,10 @@ Sources: torch's aten/src/ATen/native/mps/operations/Quantized.mm and mkldnn/xpu
 
 from __future__ import annotations
 
+import itertools
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
-from functools import cache
 
 import torch
 import torch.nn.functional as F
@@ -30,7 +31,7 @@ from torch import Tensor
 
 from core.kernels.cuda_dequant import AGREES, MOST_FEW, random_weight
 from core.kernels.quantized_weight import RUN, QuantizedWeight, group_scales, pack
-from core.spec import LAYOUTS, Storage
+from core.spec import LAYOUTS, Storage, TorchProduct
 from core.units import MIB
 
 GROUPS = (32, 64, 128, 256)
@@ -125,26 +126,51 @@ class TorchInt4:
         return y + sums @ torch.add(minimums, scales, alpha=ZERO).T
 
 
-@cache
-def torch_int8(device: torch.device) -> TorchInt8 | None:
-    """Return torch's product with int8 weights on this device; None without a correct one."""
-    tried = ((TorchInt8(step), rows) for step, rows in STEPS.items())
-    return next((one for one, rows in tried if agrees(one, "int8", rows, torch.bfloat16, device)), None)
+EIGHT_BITS = "eight_bits"
+"""The name of `_weight_int8pack_mm` in a TorchProduct."""
+FOUR_BITS: dict[str, Int4Call] = {one.__name__: one for one in (scales_with_zeros, scales_and_zeros)}
+"""The calls of operators with 4 bits, by their name in a TorchProduct."""
 
 
-@cache
-def torch_int4(storage: Storage, device: torch.device) -> TorchInt4 | None:
-    """Return torch's product with weights of 4 bits on this device; None without a correct one that is faster than to
-    dequantise them."""
-    for call in (scales_with_zeros, scales_and_zeros):
+def torch_product(found: TorchProduct, device: torch.device) -> TorchInt8 | TorchInt4:
+    """Return a product that a trial found, without another trial."""
+    if found.operator == EIGHT_BITS:
+        return TorchInt8(found.step)
+    types = frozenset(dtype for dtype in TYPES if _name(dtype) in found.types)
+    order = torch.tensor(found.order, device=device)
+    return TorchInt4(FOUR_BITS[found.operator], order, found.step, types, found.most)
+
+
+def try_int8(device: torch.device) -> list[TorchProduct]:
+    """Return torch's product with int8 weights on this device; none without a correct one."""
+    right = (step for step, rows in STEPS.items() if agrees(TorchInt8(step), "int8", rows, torch.bfloat16, device))
+    return [TorchProduct("int8", EIGHT_BITS, step) for step in itertools.islice(right, 1)]
+
+
+def try_int4(device: torch.device) -> list[TorchProduct]:
+    """Return torch's products with weights of 4 bits on this device, those that are correct and faster than to
+    dequantise them: at most one for each storage."""
+    found: dict[Storage, TorchProduct] = {}
+    for name, call in FOUR_BITS.items():
         try:
-            correct = _fitting(TorchInt4(call, order_of_columns(call, device)), storage, device)
+            products = TorchInt4(call, order_of_columns(call, device))
+        except RuntimeError:
+            continue
+        for one in _tried(name, products, device):
+            found.setdefault(one.storage, one)
+    return list(found.values())
+
+
+def _tried(name: str, products: TorchInt4, device: torch.device) -> Iterator[TorchProduct]:
+    for storage in sorted(TAKEN):
+        try:
+            correct = _fitting(products, storage, device)
             most = 0 if correct is None else faster_up_to(correct, storage, device)
         except RuntimeError:
             continue
         if correct is not None and most:
-            return replace(correct, most=most)
-    return None
+            types = tuple(_name(dtype) for dtype in TYPES if dtype in correct.types)
+            yield TorchProduct(storage, name, correct.step, tuple(products.order.tolist()), types, most)
 
 
 def order_of_columns(call: Int4Call, device: torch.device) -> Tensor:
@@ -195,6 +221,10 @@ def _fitting(products: TorchInt4, storage: Storage, device: torch.device) -> Tor
         if types:
             return replace(products, step=step, types=types)
     return None
+
+
+def _name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
 
 
 def _rows_at_once(weight: QuantizedWeight) -> int:

@@ -142,7 +142,7 @@ class ExpertCache:
         self.buffers[expert], self._nearby = buffers, None
         for linears, buffer in zip(self.linears, buffers, strict=True):
             linear = linears[expert]
-            linear.resident = linear.host.on_device(buffer, 0, linear.host.rows)
+            linear.resident = linear.host.on_device(self._accelerator, buffer, 0, linear.host.rows)
 
     def release(self, expert: int) -> list[Tensor]:
         """Make the device no longer hold an expert; return its buffers, (nbytes,) by linear."""

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from core.accelerators.base import Accelerator
 from core.kernels.cuda_dequant import MOST_FEW
-from core.kernels.device_products import ListedProducts, listed_products
+from core.kernels.device_products import ListedProducts
 from core.kernels.quantized_weight import QuantizedWeight
 from core.offload.hetero_linear import HeteroLinear
 
@@ -100,12 +100,12 @@ def held_at_once(
 
     None if there is no kernel for all of their products.
     """
-    products = [_products_of([one.host.weight for one in group], accelerator.device) for group in linears]
+    products = [_products_of([one.host.weight for one in group], accelerator) for group in linears]
     found = [one for one in products if one is not None]
     return HeldAtOnce(linears, found, gate, accelerator) if len(found) == len(linears) else None
 
 
-def _products_of(weights: Sequence[QuantizedWeight], device: torch.device) -> ListedProducts | None:
+def _products_of(weights: Sequence[QuantizedWeight], accelerator: Accelerator) -> ListedProducts | None:
     formats = {weight.format for weight in weights}
     alike = len(formats) == 1 and all(weight.order is None for weight in weights)
-    return listed_products(formats.pop(), device) if alike else None
+    return accelerator.listed(formats.pop()) if alike else None

@@ -46,7 +46,7 @@ class InPlace:
 
     def rows(self, weight: HostWeight, begin: int, end: int) -> DeviceRows:
         """Return rows of a weight as ones of the device. Raises NotEnoughMemory, DeviceLost."""
-        shared = weight.in_place(begin, end, self._accelerator.in_place)
+        shared = weight.in_place(self._accelerator, begin, end)
         return self._uploads.rows(weight, begin, end) if shared is None else shared
 
 

@@ -5,15 +5,16 @@ The whole weight always stays in host memory, so that the split can change betwe
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from core.accelerators.base import Accelerator
 from core.kernels.coarse_head import CoarseHead
-from core.kernels.device_products import device_products
+from core.kernels.device_products import DeviceProducts
 from core.kernels.matmul import BatchedMatmul, ChosenMatmul
 from core.kernels.native_library import NativeLibrary
 from core.kernels.prepared_input import HostInput
@@ -91,23 +92,24 @@ class HostWeight:
         """Return the rows' bytes as contiguous host tensors (rows, ...), to be packed end to end."""
         return self.weight.parts(begin, end)
 
-    def in_place(self, begin: int, end: int, share: Callable[[Tensor], Tensor]) -> DeviceRows | None:
-        """Return the rows where they lie, by making each of their tensors (rows, ...) one of the device with `share`.
+    def in_place(self, accelerator: Accelerator, begin: int, end: int) -> DeviceRows | None:
+        """Return the rows where they lie, as tensors of the device.
 
         None if they are no contiguous, aligned range of bytes.
         """
         rows = self.weight.rows(begin, end)
         if not _is_aligned(rows.data):
             return None
+        share = accelerator.in_place
         scales = None if rows.scales is None else share(rows.scales)
-        return DeviceRows(replace(rows, data=share(rows.data), scales=scales))
+        return DeviceRows(replace(rows, data=share(rows.data), scales=scales), accelerator.products(rows.format))
 
-    def on_device(self, buffer: Tensor, begin: int, end: int) -> DeviceRows:
+    def on_device(self, accelerator: Accelerator, buffer: Tensor, begin: int, end: int) -> DeviceRows:
         """Return the rows from a device buffer (nbytes,) that holds their `parts` end to end."""
         rows = self.weight.unpack(buffer, begin, end)
         # A simulated device's memory is RAM; only the CPU's kernels make it as fast as the CPU.
         matmul = ChosenMatmul(rows, self._matmul.by_bucket) if buffer.device.type == "cpu" else None
-        return DeviceRows(rows, matmul)
+        return DeviceRows(rows, accelerator.products(rows.format), matmul)
 
 
 def _is_aligned(data: Tensor) -> bool:
@@ -140,15 +142,16 @@ def device_input(x: Tensor) -> DeviceInput:
 class DeviceRows:
     """Rows of a weight on the device, in the same byte layout as on the host."""
 
-    def __init__(self, weight: QuantizedWeight, matmul: ChosenMatmul | None = None) -> None:
-        """`matmul`: the host's kernels, if the device's memory is RAM."""
+    def __init__(
+        self, weight: QuantizedWeight, products: DeviceProducts | None = None, matmul: ChosenMatmul | None = None
+    ) -> None:
+        """`products`: what multiplies it as it lies; `matmul`: the host's kernels, if the device's memory is RAM."""
         device = weight.data.device
         self.weight = weight if matmul else replace(weight, order=None)
         self.rows = weight.shape[0]
         self._matmul = matmul
         self._order = None if weight.order is None else weight.order.on(device)
-        # Looked up here, so that kernels are compiled while the model loads and not during its first reply.
-        self._products = None if weight.format == "bf16" or matmul else device_products(weight.format, device)
+        self._products = products
 
     def linear(self, x: DeviceInput, bias: Tensor | None = None) -> Tensor:
         """(M, K) times the rows, plus bias (rows,) -> (M, rows), on the device, in x's type."""

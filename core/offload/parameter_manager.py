@@ -158,7 +158,7 @@ def copied_rows(
         accelerator.copy_async(buffer[at : at + part.nbytes], part, stream)
         at += part.nbytes
     stream.synchronize()
-    return weight.on_device(buffer, begin, end)
+    return weight.on_device(accelerator, buffer, begin, end)
 
 
 class ParameterManager:
@@ -300,7 +300,7 @@ class ParameterManager:
         self._stream.wait(slot.freed)
         self._accelerator.copy_async(slot.device[:nbytes], slot.host[:nbytes], self._stream)
         slot.copied.record(self._stream)
-        return weight.on_device(slot.device, chunk.begin, chunk.end)
+        return weight.on_device(self._accelerator, slot.device, chunk.begin, chunk.end)
 
     def _pack(self, parts: Sequence[Tensor], buffer: Tensor) -> int:
         """Copy host tensors with contiguous rows end to end into a byte buffer (nbytes,); return the bytes written.

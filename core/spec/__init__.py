@@ -3,6 +3,7 @@
 A linear has `rows` outputs and `columns` inputs.
 """
 
+from core.spec.abilities import NO_TRIAL, Abilities, Attempt, TorchProduct, parse_abilities
 from core.spec.formats import (
     BUCKET_LIMITS,
     BUCKET_NAMES,
@@ -104,6 +105,7 @@ __all__ = [
     "MAX_CONTEXT",
     "MIN_CONTEXT",
     "NF4",
+    "NO_TRIAL",
     "PREFILL",
     "QUANTUM",
     "READ_AGAIN",
@@ -112,6 +114,8 @@ __all__ = [
     "REORDERED",
     "ROUNDED",
     "SNAPSHOTS",
+    "Abilities",
+    "Attempt",
     "Budget",
     "BytesPerToken",
     "Confidence",
@@ -140,12 +144,14 @@ __all__ = [
     "Storage",
     "Strategy",
     "Times",
+    "TorchProduct",
     "bits_of",
     "bucket",
     "cut_columns",
     "format_named",
     "kin",
     "kv_named",
+    "parse_abilities",
     "row_bytes",
     "tokens_with",
     "turned",

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
+from core.spec.abilities import NO_TRIAL, Abilities
 from core.spec.formats import BUCKET_LIMITS, BUCKET_TOKENS, DECODE, FEW
 from core.spec.storages import Storage
 
@@ -107,7 +108,8 @@ class Gpu:
     that this saves; 0 = not measured. `cpu_beside` and `gpu_beside`: the fraction (0-1) of each rate that remains while
     CPU and GPU compute at the same time; less than 1 if they share the memory's bandwidth.
     `lists_weights`: it multiplies several quantised weights with few rows each in one launch. `requested`: the user
-    asked for it by name, so it is used for what fits even if the CPU alone is expected to be faster.
+    asked for it by name, so it is used for what fits even if the CPU alone is expected to be faster. `abilities`: the
+    faster ways that its trial found.
     """
 
     name: str
@@ -133,6 +135,7 @@ class Gpu:
     in_place: bool = False
     cpu_beside: float = 1.0
     gpu_beside: float = 1.0
+    abilities: Abilities = NO_TRIAL
 
 
 @dataclass(frozen=True)

@@ -22,11 +22,12 @@ import tempfile
 import threading
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+from core.accelerators.trial import tried
 from core.gpu_runtime.start import activate
 from core.gpu_runtime.store import Runtime
 from core.paths import HOME_VARIABLE, gpu_runtime
@@ -134,14 +135,16 @@ def run(command: list[str], seconds: float) -> Row:
     return result
 
 
-def self_check(device: tuple[str, ...], seconds: float) -> Row:
+def self_check(device: tuple[str, ...]) -> Row:
     """Return the result of the engine's trial of the card, with the torch that this process would import."""
     if device:
         return {"name": "Simulated GPU", "why": ""}
     torch = find_spec("torch")
-    packages = [str(Path(torch.origin).parents[1])] if torch and torch.origin else []
-    found = run([sys.executable, "-m", "core.accelerators.trial", "0", *packages], seconds)
-    return found | {"error": found["why"]} if found.get("why") else found
+    found = asdict(tried(0, str(Path(torch.origin).parents[1]) if torch and torch.origin else ""))
+    attempts = found.pop("abilities")["attempts"]
+    found["works"] = ", ".join(one["name"] for one in attempts if one["works"])
+    found["not used"] = ", ".join(f"{one['name']} {one['why']}".strip() for one in attempts if not one["works"])
+    return found | {"error": found["why"]} if found["why"] else found
 
 
 def benched(case: Case, model: tuple[str, ...], device: tuple[str, ...], seconds: float) -> Row:
@@ -182,7 +185,7 @@ def measured_model(case: Case, options: argparse.Namespace) -> tuple[str, ...]:
 def steps(options: argparse.Namespace) -> Iterator[tuple[str, Any]]:
     """Yield each row's name, and a function that measures it within a number of seconds."""
     device = DRY_CARD if options.dry_run else ()
-    yield CHECK, lambda seconds: self_check(device, seconds)
+    yield CHECK, lambda seconds: self_check(device)
     for case in DRY_SAME_TOKENS if options.dry_run else SAME_TOKENS:
         case = Case(case.model, case.vram_gib, case.strategy, "bf16", 48, 8 if options.dry_run else 64)
         yield case.name, lambda seconds, case=case: benched(case, (str(small_model(options.out)),), device, seconds)

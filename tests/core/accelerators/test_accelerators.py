@@ -333,6 +333,8 @@ def test_after_the_device_is_lost_everything_says_so(slow: SimulatedAccelerator)
         (RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"), NotEnoughMemory),
         (torch.AcceleratorError("CUDA error: no kernel image is available for execution on the device"), DeviceLost),
         (torch.AcceleratorError("CUDA error: unspecified launch failure"), DeviceLost),
+        (RuntimeError("CUDA error: HIPBLAS_STATUS_ALLOC_FAILED when calling `hipblasCreate(handle)`"), NotEnoughMemory),
+        (RuntimeError("Invalid buffer size: 9.00 GiB"), NotEnoughMemory),
         (RuntimeError("mat1 and mat2 shapes cannot be multiplied (1x3 and 4x4)"), type(None)),
         (RuntimeError("[enforce fail] not enough memory: you tried to allocate 5 bytes."), type(None)),
     ],

@@ -111,6 +111,27 @@ def test_what_the_trial_of_a_card_with_shared_memory_found_is_measured_and_kept(
     assert replace(measured_machine(tmp_path, threads=1)[0].gpus[0], vram_free=card.vram_free) == card
 
 
+def test_no_card_is_used_before_its_trial(
+    tmp_path: Path, second: SecondDevice, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A full or broken card would end this process, or raise an error where nobody expects one."""
+    second.set(lost=1)
+    monkeypatch.setattr("core.accelerators.trial.tried", lambda index: Trial("It is lost."))
+    hardware = measured_machine(tmp_path, threads=1)[0]
+    assert (hardware.gpus, hardware.unusable) == ((), ("It is lost.",))
+
+
+def test_a_card_that_does_not_describe_itself_is_tried(
+    tmp_path: Path, second: SecondDevice, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(index: int) -> None:
+        raise RuntimeError("CUDA-capable device is busy or unavailable")
+
+    monkeypatch.setattr(torch.get_device_module("second"), "get_device_properties", fail)
+    monkeypatch.setattr("core.accelerators.trial.tried", lambda index: Trial(f"It is number {index}."))
+    assert measured_machine(tmp_path, threads=1)[0].unusable == ("It is number 0.",)
+
+
 def test_how_card_and_processor_slow_each_other_down_is_measured(card: SecondCard) -> None:
     assert all(0.2 <= part <= 1 for part in measure_beside(card, KernelTable(1)))
 

@@ -14,7 +14,7 @@ from core.kernels.native_library import instruction_sets
 from core.kernels.quantized_weight import QuantizedWeight
 from core.layers.expert_cache import ExpertCache
 from core.layers.held_at_once import Routed
-from core.spec import BUCKET_TOKENS, ModelSpec, Plan, Ring, Rows, Storage
+from core.spec import BUCKET_TOKENS, ModelSpec, Plan, Ring, Rows
 from tests.core.layers.test_expert_cache import TOKENS, Reply, caches, half, some_experts
 from tests.core.offload.test_hetero_linear import plan_of
 from tests.core.second_device import SecondCard
@@ -50,10 +50,7 @@ def listed(monkeypatch: pytest.MonkeyPatch) -> ListedByTorch:
     """Provide the tests' device with list products, for 16-bit weights that represent the model's numbers exactly."""
     found = ListedByTorch()
 
-    def products(storage: Storage, device: torch.device) -> ListedByTorch | None:
-        return found if device.type == "second" else None
-
-    monkeypatch.setattr("core.layers.held_at_once.listed_products", products)
+    monkeypatch.setattr(SecondCard, "listed", lambda card, storage: found)
     return found
 
 

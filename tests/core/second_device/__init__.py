@@ -21,9 +21,13 @@ from filelock import FileLock
 from core.accelerators.card import Card
 from core.accelerators.simulation_spec import Simulation
 from core.hardware.machine import Machine, assume_machine
+from core.kernels.torch_products import EIGHT_BITS
+from core.spec import Abilities, TorchProduct
 
 NAME = "second"
 SOURCE = Path(__file__).with_name("device.cpp")
+ABLE = Abilities(products=(TorchProduct("int8", EIGHT_BITS),))
+"""What a trial finds: torch's product with int8 weights falls back to the CPU's."""
 LIBRARIES = ("torch", "torch_cpu", "c10")
 
 
@@ -41,8 +45,8 @@ class SecondDevice:
 
     def set(self, **values: float) -> None:
         """Set `capacity`, `others`, `pin_limit` (bytes), `limit` (fraction of the capacity), `link` (bytes per second),
-        `lag` (seconds for each kernel), `unified` and `lost` (1 or 0), `shared_lag` (seconds for each kernel that reads
-        the host's memory), `fail_after` (number of launches), or `full_after` (number of
+        `lag` (seconds for each kernel), `unified`, `one_stream` (as Apple's) and `lost` (1 or 0), `shared_lag` (seconds
+        for each kernel that reads the host's memory), `fail_after` (number of launches), or `full_after` (number of
         allocations) and then `full_times`.
         """
         for name, value in values.items():
@@ -50,7 +54,7 @@ class SecondDevice:
 
     def get(self, name: str) -> int:
         """Return `plugged`, `violations`, `launches`, `replays`, `copies_up`, `copies_down`, `pinned`, `used`,
-        `peak`, `unified` or `waiting` (pieces of work that are not done)."""
+        `peak`, `capacity`, `unified` or `waiting` (pieces of work that are not done)."""
         return int(self.library.second_device_get(name.encode()))
 
     def violation(self) -> str:
@@ -61,9 +65,9 @@ class SecondDevice:
 class SecondCard(Card):
     """The engine's own class on that device, with the controls that tests use on simulated cards."""
 
-    def __init__(self, device: SecondDevice) -> None:
+    def __init__(self, device: SecondDevice, abilities: Abilities = ABLE) -> None:
         self.told = device
-        super().__init__(torch.device(NAME, 0))
+        super().__init__(torch.device(NAME, 0), abilities)
 
     def lose(self) -> None:
         self.told.set(lost=1)
@@ -85,7 +89,7 @@ class SecondCard(Card):
 def put_in(device: SecondDevice, monkeypatch: pytest.MonkeyPatch) -> None:
     """Make the engine open this device, with the same memory, wherever it would simulate a card."""
 
-    def opened(index: int, simulation: Simulation | None = None) -> SecondCard:
+    def opened(index: int, simulation: Simulation | None = None, _: Abilities = ABLE) -> SecondCard:
         assert simulation is not None
         device.set(lost=0, capacity=simulation.vram)
         return SecondCard(device)
@@ -155,7 +159,9 @@ def _module(device: SecondDevice) -> ModuleType:
         "device_count": lambda: device.get("plugged"),
         "current_device": lambda: 0,
         "get_device_name": lambda index=0: "Second device",
-        "get_device_properties": lambda index=0: SimpleNamespace(is_integrated=bool(device.get("unified"))),
+        "get_device_properties": lambda index=0: SimpleNamespace(
+            is_integrated=bool(device.get("unified")), total_memory=device.get("capacity")
+        ),
         "_is_in_bad_fork": lambda: False,
         "manual_seed_all": lambda seed: None,
         "get_amp_supported_dtype": lambda: [torch.bfloat16],

@@ -188,7 +188,7 @@ struct Device {
   Capture* capture = nullptr;
   int64_t launches = 0, replays = 0, fail_at = -1, allocations = 0, full_from = -1, full_to = -1, copies_up = 0, copies_down = 0;
   double shared_lag = 0; // seconds that a kernel waits in addition when it reads the host's memory
-  bool plugged = false, lost = false, unified = false;
+  bool plugged = false, lost = false, unified = false, one_stream = false;
   int violations = 0, next = 0;
   std::string first, failure;
 };
@@ -1011,6 +1011,7 @@ struct Guard final : c10::impl::DeviceGuardImplInterface {
     return done;
   }
   void synchronizeStream(const c10::Stream& stream) const override {
+    TORCH_CHECK(!device().one_stream, "Backend doesn't support synchronizing streams.");
     synchronize(int(stream.id()));
   }
   void synchronizeDevice(c10::DeviceIndex) const override {
@@ -1243,7 +1244,7 @@ void second_device_plug(int plugged) {
   d.used = 0;
   d.capture = nullptr;
   d.plugged = plugged, d.lost = false, d.failure.clear(), d.first.clear();
-  d.capacity = ARENA, d.others = 0, d.pin_limit = ARENA, d.limit = 1, d.link = d.lag = d.shared_lag = 0, d.unified = false;
+  d.capacity = ARENA, d.others = 0, d.pin_limit = ARENA, d.limit = 1, d.link = d.lag = d.shared_lag = 0, d.unified = d.one_stream = false;
   d.violations = 0, d.full_from = d.full_to = -1, d.launches = d.replays = 0, d.fail_at = -1, d.peak = d.used, d.copies_up = d.copies_down = 0;
 }
 
@@ -1267,6 +1268,8 @@ void second_device_set(const char* name, double value) {
     d.shared_lag = value;
   else if (key == "unified")
     d.unified = value != 0;
+  else if (key == "one_stream")
+    d.one_stream = value != 0;
   else if (key == "lost")
     d.lost = value != 0;
   else if (key == "full_after")
@@ -1289,6 +1292,7 @@ double second_device_get(const char* name) {
   return key == "violations" ? d.violations
       : key == "waiting"     ? double(waiting)
       : key == "unified"     ? double(d.unified)
+      : key == "capacity"    ? double(d.capacity)
       : key == "plugged"     ? double(d.plugged)
       : key == "launches"    ? double(d.launches)
       : key == "replays"     ? double(d.replays)

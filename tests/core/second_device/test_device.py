@@ -7,23 +7,26 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
 import pytest
 import torch
 
-from core.accelerators.card_checks import replays, try_card
+from core.accelerators.base import Memory
+from core.accelerators.capabilities import TABLE, capabilities_of, ordinary
+from core.accelerators.card_checks import copies, replays, try_card
 from core.accelerators.graph import Leave, Replay
 from core.accelerators.trial import tried
 from core.errors import DeviceLost, NotEnoughMemory
 from core.units import MIB
-from tests.core.second_device import SecondCard, SecondDevice, second_device
+from tests.core.second_device import ABLE, SecondCard, SecondDevice, second_device
 
 ROOT = Path(__file__).resolve().parents[3]
 START = """
 import torch, ctypes
-from tests.core.second_device import SecondCard, second_device
+from tests.core.second_device import ABLE, SecondCard, second_device
 device = second_device()
 device.plug(True)
 card = SecondCard(device)
@@ -341,14 +344,72 @@ def test_it_is_there_only_while_it_is_plugged_in(second: SecondDevice) -> None:
 def test_a_card_is_tried_before_it_is_used(second: SecondDevice, card: SecondCard) -> None:
     trial = try_card(card.device)
     assert (trial.why, trial.name, trial.kind) == ("", "Second device", "second")
-    assert trial.int8_product
-    assert not trial.own_kernels
+    works = {one.name: one.works for one in trial.abilities.attempts}
+    graphs = hasattr(torch.accelerator, "Graph")
+    assert works == {"torch's 8-bit products": True, "torch's 4-bit products": False, "graphs": graphs}
+    assert trial.abilities.products == ABLE.products
+    assert not trial.abilities.own_kernels
     assert not trial.unified
     assert min(trial.up_bytes_s, trial.down_bytes_s) > 0
-    assert replays(card) == hasattr(torch.accelerator, "Graph")
+    assert replays(card) == trial.graphs == graphs
 
 
 def test_what_the_trial_of_a_card_ends_with_is_told_in_a_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
     assert tried(99).why == "The installed torch finds no card."
     monkeypatch.setattr(sys, "executable", "/bin/false")
     assert "exit code 1" in tried(0).why
+
+
+def test_a_card_without_streams_is_tried_and_used_like_others(second: SecondDevice, card: SecondCard) -> None:
+    """As Apple's, whose one stream torch cannot wait for."""
+    card.can = replace(card.can, streams=False, pinned=ordinary)
+    second.set(one_stream=1, lag=0.001)
+    up_s, down_s, whole = copies(card)
+    assert whole
+    assert min(up_s, down_s) > 0
+    busy = torch.ones(MIB, device=card.device).sum()
+    card.stream().synchronize()
+    assert not second.get("waiting")
+    assert busy.item() == MIB
+
+
+def test_memory_of_apples_cards_is_not_asked_of_the_common_interface(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Which ends in an internal error of torch there before 2.13."""
+
+    def fail(*_: object) -> None:
+        raise RuntimeError("Allocator for mps is not a DeviceAllocator.")
+
+    for name in ("empty_cache", "reset_peak_memory_stats", "memory_allocated", "memory_reserved", "get_memory_info"):
+        monkeypatch.setattr(torch.accelerator, name, fail)
+    released = list[str]()
+    figures = {"current_allocated_memory": 3, "driver_allocated_memory": 5, "recommended_max_memory": 9}
+    for name, value in figures.items():
+        monkeypatch.setattr(torch.mps, name, lambda value=value: value)
+    monkeypatch.setattr(torch.mps, "empty_cache", lambda: released.append("all"))
+    device = torch.device("mps", 0)
+    apples = capabilities_of(device)
+    apples.release()
+    apples.reset_peak(device)
+    assert released == ["all"]
+    assert apples.total(device) == 9
+    assert apples.memory(device) == Memory(free=6, total=9, used=3, peak=5, cached=2)
+
+
+def nothing_free(_: torch.device) -> tuple[int, int]:
+    return 0, 8 * MIB
+
+
+def no_answer(_: torch.device) -> tuple[int, int]:
+    raise RuntimeError("The device doesn't support querying the available free memory.")
+
+
+@pytest.mark.parametrize("report", [nothing_free, no_answer])
+def test_where_a_driver_reports_no_free_memory_what_is_not_ours_counts(
+    second: SecondDevice, card: SecondCard, monkeypatch: pytest.MonkeyPatch, report: Callable[..., tuple[int, int]]
+) -> None:
+    """As Intel's for integrated graphics."""
+    second.set(capacity=8 * MIB)
+    monkeypatch.setattr(torch.accelerator, "get_memory_info", report)
+    held = card.empty((3 * MIB,), torch.uint8)
+    memory = TABLE["xpu"].memory(card.device)
+    assert (memory.free, memory.total, memory.used) == (5 * MIB, 8 * MIB, held.nbytes)

@@ -12,11 +12,11 @@ import pytest
 import torch
 
 from core.accelerators.capabilities import ordinary
-from core.kernels.device_products import device_products
 from core.kernels.matmul import host_matmul
 from core.kernels.prepared_input import HostInput
 from core.kernels.quantize import quantize
 from core.kernels.quantized_weight import QuantizedWeight
+from core.kernels.torch_products import try_int4, try_int8
 from core.model.device_copies import HostEmbedding, Uploads
 from core.offload.halves import Halves
 from core.offload.hetero_linear import HeteroLinear, SharedInputs
@@ -27,7 +27,7 @@ from core.spec import BUCKET_TOKENS, LAYOUTS, LinearPlan, ModelSpec, Plan, Ring,
 from tests.core.families import FAMILIES, RARER_FAMILIES
 from tests.core.kernels.test_storages import made
 from tests.core.offload.test_hetero_linear import TOKENS, Bench, plan_of
-from tests.core.second_device import SecondCard, SecondDevice
+from tests.core.second_device import ABLE, SecondCard, SecondDevice
 
 STORAGES: list[Storage] = ["bf16", "int8", *(storage for storage, layout in LAYOUTS.items() if layout.group)]
 
@@ -73,6 +73,7 @@ def test_what_is_not_elementwise_reads_both_halves(card: SecondCard, tmp_path: P
 def test_same_tokens_without_streams_for_copies(card: SecondCard, tmp_path: Path, family: str) -> None:
     """As on Apple's cards: copies come from ordinary memory, follow launched work, and block."""
     card.can = replace(card.can, streams=False, pinned=ordinary)
+    card.told.set(one_stream=1)
     bench = Bench(family, tmp_path)
     first, second = thirds(bench.spec, 0, kv_on_device=True, paired=True), thirds(bench.spec, 1, kv_on_device=False)
     assert bench.run(first, second, card) == bench.expected
@@ -89,14 +90,15 @@ def test_states_that_lie_in_ram_from_the_start(card: SecondCard, tmp_path: Path,
 def test_rows_of_eight_bits_are_multiplied_as_they_lie_where_torch_can(card: SecondCard) -> None:
     """As on Apple and Intel cards: this device has torch's product, but none of our kernels."""
     rows = quantize(torch.randn(49, 200).bfloat16(), "int8")
-    products = device_products("int8", card.device)
+    products = card.products("int8")
     assert products is not None
     assert products.step == 1
-    assert device_products("int4", card.device) is None, "a device without the operators"
+    assert not try_int4(card.device), "a device without the operators"
+    assert try_int8(card.device) == list(ABLE.products)
     x = torch.randn(3, 200).bfloat16()
     assert not products.takes(card.to_device(x.float()))
     there = QuantizedWeight("int8", rows.shape, *(card.to_device(part) for part in rows.tensors))
-    found = card.to_host(DeviceRows(there).linear(card.to_device(x))).result()
+    found = card.to_host(DeviceRows(there, products).linear(card.to_device(x))).result()
     torch.testing.assert_close(found.float(), x.float() @ rows.dequantize(torch.float32).T, rtol=0.02, atol=0.1)
 
 

@@ -3,8 +3,10 @@ second device. Those for 4 bits read the nibbles of a weight in an order that is
 
 from __future__ import annotations
 
+import json
 from collections import Counter
 from collections.abc import Callable, Iterator
+from dataclasses import asdict
 from functools import cache
 from itertools import islice
 from pathlib import Path
@@ -18,11 +20,10 @@ from transformers import AutoModelForCausalLM
 from core.accelerators.card_checks import try_card
 from core.generation.generate import DrawnToken, generate
 from core.kernels import torch_products
-from core.kernels.device_products import device_products
 from core.kernels.matmul import host_matmul
 from core.kernels.quantize import quantize
 from core.kernels.quantized_weight import QuantizedWeight
-from core.kernels.torch_products import TAKEN, torch_int4, torch_int8
+from core.kernels.torch_products import TAKEN, try_int4, try_int8
 from core.model.device_copies import Uploads
 from core.model.filling import fill
 from core.model.host_weights import HostWeights
@@ -31,7 +32,7 @@ from core.model.model_source import open_source
 from core.model.placement import DevicePlacement
 from core.model.spec_cache import specification
 from core.offload.host_weight import DeviceRows, HostWeight
-from core.spec import LAYOUTS, Format, Storage
+from core.spec import LAYOUTS, Abilities, Format, Storage, parse_abilities
 from tests.core.families import make_model
 from tests.core.greedy import random_prompt, transformers_tokens
 from tests.core.kernels.test_storages import made
@@ -97,7 +98,7 @@ def in_more_bits(x: Tensor, packed: Tensor, group: int, scales: Tensor, zeros: T
 @pytest.fixture
 def register(card: SecondCard) -> Iterator[Callable[[str, Product], Counter[Any]]]:
     """Provide a function that makes the device have an operator, and returns a count of its calls by rows of x."""
-    forget()
+    columns_at.cache_clear()
     held = [torch.library.Library("aten", "IMPL")]
 
     def put(name: str, product: Product) -> Counter[Any]:
@@ -112,13 +113,12 @@ def register(card: SecondCard) -> Iterator[Callable[[str, Product], Counter[Any]
 
     yield put
     held.clear()  # its operators go with it
-    forget()
 
 
-def forget() -> None:
-    torch_int4.cache_clear()
-    torch_int8.cache_clear()
-    columns_at.cache_clear()
+def tried(card: SecondCard) -> SecondCard:
+    """Return the card as it is opened after a trial."""
+    abilities = Abilities(products=(*try_int8(card.device), *try_int4(card.device)))
+    return SecondCard(card.told, parse_abilities(json.loads(json.dumps(asdict(abilities)))))
 
 
 @pytest.fixture
@@ -146,6 +146,7 @@ def test_weights_are_multiplied_as_they_lie(
 ) -> None:
     """One and more inputs, padded columns, and inputs and rows that the operator does not take."""
     calls = register(name, product)
+    card = tried(card)
     torch.manual_seed(0)
     for rows, columns in ((48, 128), (75, 320), (37, 300)):
         weight, exact = made(storage, rows, -(-columns // LAYOUTS[storage].group) * LAYOUTS[storage].group)
@@ -160,9 +161,11 @@ def test_weights_are_multiplied_as_they_lie(
 
 def test_code_books_and_groups_of_16_are_dequantised(card: SecondCard, register: Callable[..., Counter[Any]]) -> None:
     calls = register(APPLE, with_float_zeros)
+    card = tried(card)
+    calls.clear()
     others = [name for name, layout in LAYOUTS.items() if layout.bits == 4 and (layout.codes or layout.group < 32)]
     assert set(others) == {name for name, layout in LAYOUTS.items() if layout.bits == 4} - TAKEN
-    assert all(device_products(storage, card.device) is None for storage in others)
+    assert all(card.products(storage) is None for storage in others)
     assert not calls
 
 
@@ -191,9 +194,10 @@ def test_an_operator_that_fails_or_is_wrong_is_not_used(
     card: SecondCard, register: Callable[..., Counter[Any]], product: Product
 ) -> None:
     calls = register(APPLE, product)
+    card = tried(card)
     weight, exact = made("int4", 48, 256)
     rows = on(card, weight)
-    assert device_products("int4", card.device) is None
+    assert card.products("int4") is None
     calls.clear()
     assert same(card, rows, torch.randn(2, 256).bfloat16(), exact)
     assert not calls
@@ -205,7 +209,7 @@ def test_a_type_in_which_it_rounds_is_not_used(card: SecondCard, register: Calla
         return with_float_zeros(x.bfloat16(), packed, group, both.bfloat16()).to(x.dtype)
 
     register(APPLE, rounding)
-    products = device_products("int4", card.device)
+    products = tried(card).products("int4")
     assert products is not None
     assert [products.takes(torch.ones(1, 128, dtype=dtype)) for dtype in TYPES] == [False, True, True]
 
@@ -224,7 +228,7 @@ def test_the_faster_way_is_taken(
 
     monkeypatch.setattr(torch_products, "SIDE", 256)
     monkeypatch.setattr(torch_products, "seconds_of", seconds)
-    products = device_products("int4", card.device)
+    products = tried(card).products("int4")
     taken = [] if products is None else [m for m in range(1, 18) if products.takes(torch.ones(m, 1))]
     assert taken == [*range(1, most + 1)]
 
@@ -237,6 +241,7 @@ def test_a_weight_takes_no_memory_twice(
     register(APPLE, lambda x, packed, group, both: x.new_zeros(len(x), both.shape[1]))
     monkeypatch.setattr(torch_products, "agrees", lambda *_: True)
     monkeypatch.setattr(torch_products, "SCALES_BYTES", 1 << 16)
+    card = tried(card)
     weight, _ = made("int4", 4096, 1024)
     before = card.memory().used
     rows, x = on(card, weight), card.to_device(torch.randn(1, 1024).bfloat16())
@@ -260,6 +265,7 @@ def test_rows_of_8_bits_that_the_operator_does_not_take_are_dequantised(
         return (x.float() @ data.float().T * scales.float()).to(x.dtype)
 
     calls = register(EIGHT, product)
+    card = tried(card)
     weight = quantize(torch.randn(75, 200).bfloat16(), "int8")
     rows = on(card, weight)
     calls.clear()
@@ -269,10 +275,9 @@ def test_rows_of_8_bits_that_the_operator_does_not_take_are_dequantised(
 
 @pytest.mark.usefixtures("always_faster")
 def test_a_trial_of_the_card_says_so(card: SecondCard, register: Callable[..., Counter[Any]]) -> None:
-    assert not try_card(card.device).int4_product
-    forget()
+    assert [one.storage for one in try_card(card.device).abilities.products] == ["int8"]
     register(APPLE, with_float_zeros)
-    assert try_card(card.device).int4_product
+    assert {one.storage for one in try_card(card.device).abilities.products} == {"int8", *TAKEN}
 
 
 def reply(folder: Path, format: Format, card: SecondCard) -> tuple[list[int], dict[str, Tensor]]:
@@ -301,6 +306,7 @@ def reply(folder: Path, format: Format, card: SecondCard) -> tuple[list[int], di
 def test_same_tokens_as_transformers(card: SecondCard, register: Callable[..., Counter[Any]], tmp_path: Path) -> None:
     """The weights in int4 have no file that transformers reads: they are put into its model."""
     calls = register(APPLE, with_float_zeros)
+    card = tried(card)
     folder = make_model("llama", tmp_path, tie_word_embeddings=False)
     found, weights = reply(folder, "int4", card)
     theirs = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
@@ -319,6 +325,7 @@ def test_captured_layers_give_the_same_tokens(
     product: Product,
 ) -> None:  # fmt: skip
     calls, replies, counts = register(name, product), [], []
+    card = tried(card)
     for captured in (False, True):
         calls.clear()
         placed = Placed(llama, card, whole(llama.spec, captured=captured), "int4")
@@ -336,6 +343,7 @@ def test_same_tokens_as_transformers_with_weights_as_stored(
     card: SecondCard, register: Callable[..., Counter[Any]], tmp_path: Path, name: str
 ) -> None:
     calls = register(APPLE, with_float_zeros)
+    card = tried(card)
     exact = write_stored(tmp_path / "stored", FORMATS[name])
     found, _ = reply(tmp_path / "stored", "bf16", card)
     assert found == reference(tmp_path / "stored", exact, PROMPT, COUNT)
