@@ -138,7 +138,7 @@ def _followed(process: subprocess.Popen[bytes], errors: IO[bytes]) -> tuple[Tria
             return Trial(f"It did not answer within {LIMIT_S:g} seconds when it was tried."), step
         if not line:
             return Trial(_last_words(process, errors)), step
-        said = _parsed(line)
+        said = parse_line(line)
         if isinstance(said, Trial):
             return said, step
         if isinstance(said, Step):
@@ -153,7 +153,7 @@ def _read(output: IO[bytes], lines: queue.Queue[bytes]) -> None:
     lines.put(b"")
 
 
-def _parsed(line: bytes) -> Trial | Step | None:
+def parse_line(line: bytes) -> Trial | Step | None:
     """Return what a line says; None for a driver's own output."""
     try:
         said = json.loads(line.decode("utf-8", "replace"))

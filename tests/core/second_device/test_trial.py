@@ -79,14 +79,14 @@ def test_a_crash_costs_what_was_tried_and_nothing_else(with_faults: Try, begun: 
 def test_a_hang_is_ended_and_a_lost_card_is_not_blamed_on_the_next_step(
     with_faults: Try, begun: list[subprocess.Popen[bytes]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    parsed = module._parsed
+    parse = module.parse_line
 
     def hurried(line: bytes) -> Trial | Step | None:
-        said = parsed(line)
+        said = parse(line)
         monkeypatch.setattr(module, "LIMIT_S", 1.0 if said == Step(FOUR, needed=False) else 120.0)
         return said
 
-    monkeypatch.setattr(module, "_parsed", hurried)
+    monkeypatch.setattr(module, "parse_line", hurried)
     trial = with_faults(four="hang", eight="lost")
     assert trial.why == ""
     assert works(trial) == {GRAPHS: trial.graphs, EIGHT: False, FOUR: False}
