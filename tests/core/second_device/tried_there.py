@@ -1,6 +1,6 @@
 """The program that tries a card, with the tests' device as the card: run by `core.accelerators.trial` in its tests.
 
-FAULTS in the environment, JSON, names steps in which the driver fails, and how: `abort`, `segfault`, `hang`, `lost`
+FAULTS in the environment, JSON, names steps in which the driver fails, and how: `segfault`, `hang`, `lost`
 (the device is lost after the step), `last words` (a message, then an abort).
 """
 
@@ -27,7 +27,6 @@ def last_words() -> None:
 
 
 DEADLY = {
-    "abort": os.abort,
     "segfault": lambda: ctypes.string_at(0),
     "hang": lambda: time.sleep(600),
     "last words": last_words,
