@@ -16,7 +16,7 @@ def delete(widget: QWidget) -> None:
     QApplication.sendPostedEvents(widget, QEvent.Type.DeferredDelete)
 
 
-def until(met: Callable[[], bool], limit_s: float = 30.0, step_s: float = 0.002) -> None:
+def until(met: Callable[[], bool], limit_s: float = 120.0, step_s: float = 0.002) -> None:
     """Process events until `met`. Raises AssertionError after `limit_s`."""
     end = time.perf_counter() + limit_s
     while not met():

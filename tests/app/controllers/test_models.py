@@ -20,8 +20,6 @@ from app.system.paths import Places
 from core.events import LoadOptions
 from tests.app.dialog_fixture import check_fit
 
-SOON = 20_000
-
 
 @pytest.fixture
 def silent() -> Iterator[socket.socket]:
@@ -66,6 +64,6 @@ def test_another_address_is_taken_while_the_old_one_does_not_answer(
     desk.open()
     assert len(catalogs) == 2
     silent.close()
-    qtbot.waitUntil(lambda: catalog.ended, timeout=SOON)
+    qtbot.waitUntil(lambda: catalog.ended)
     desk.close()
     assert all(one.ended for one in catalogs)

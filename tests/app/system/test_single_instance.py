@@ -7,6 +7,7 @@ from PySide6.QtNetwork import QLocalServer, QLocalSocket
 from pytestqt.qtbot import QtBot
 
 from app.system.single_instance import SingleInstance
+from tests.app.conftest import LONG_MS
 
 OTHER = """
 import sys
@@ -18,6 +19,7 @@ single_instance.ANSWER_MS, single_instance.ENDING_S = int(sys.argv[2]), float(sy
 sys.exit(3 if single_instance.SingleInstance(Path(sys.argv[1])).claim(sys.argv[4]) else 4)
 """
 FIRST, SECOND = 3, 4
+LONG_S = LONG_MS / 1000
 ON_WINDOWS = """
 import ctypes
 from types import SimpleNamespace
@@ -26,7 +28,7 @@ ctypes.windll = SimpleNamespace(user32=told)
 """
 
 
-def start(data: Path, answer_ms: int = 20_000, ending_s: float = 60.0, model: str = "") -> subprocess.Popen[bytes]:
+def start(data: Path, answer_ms: int = 60_000, ending_s: float = 60.0, model: str = "") -> subprocess.Popen[bytes]:
     """Start the program again; its exit code says whether it is the first."""
     return subprocess.Popen([sys.executable, "-c", OTHER, str(data), str(answer_ms), str(ending_s), model])
 
@@ -34,9 +36,9 @@ def start(data: Path, answer_ms: int = 20_000, ending_s: float = 60.0, model: st
 def test_the_second_wakes_the_first(qtbot: QtBot, tmp_path: Path) -> None:
     first = SingleInstance(tmp_path)
     assert first.claim()
-    with qtbot.waitSignal(first.woken, timeout=20_000):
+    with qtbot.waitSignal(first.woken):
         other = start(tmp_path)
-    assert other.wait(20) == SECOND
+    assert other.wait(LONG_S) == SECOND
     first.release()
     second = SingleInstance(tmp_path)
     assert second.claim()
@@ -48,9 +50,9 @@ def test_on_windows_the_second_lets_the_first_come_to_the_front(qtbot: QtBot, tm
     first = SingleInstance(tmp_path)
     assert first.claim()
     code = ON_WINDOWS + OTHER.replace("qt = ", "sys.platform = 'win32'\nqt = ")
-    with qtbot.waitSignal(first.woken, timeout=20_000):
-        other = subprocess.Popen([sys.executable, "-c", code, tmp_path, "20000", "60", ""], stdout=subprocess.PIPE)
-    assert other.communicate(timeout=20)[0].split() == [b"0xffffffff"]
+    with qtbot.waitSignal(first.woken):
+        other = subprocess.Popen([sys.executable, "-c", code, tmp_path, "60000", "60", ""], stdout=subprocess.PIPE)
+    assert other.communicate(timeout=LONG_S)[0].split() == [b"0xffffffff"]
     first.release()
 
 
@@ -63,14 +65,14 @@ def test_one_that_is_ending_is_waited_for(qapp: object, tmp_path: Path) -> None:
     with pytest.raises(subprocess.TimeoutExpired):
         other.wait(3)  # no event is processed meanwhile
     ending.release()
-    assert other.wait(20) == FIRST
+    assert other.wait(LONG_S) == FIRST
     assert not woken
 
 
 def test_one_that_does_not_end_is_not_waited_for_for_ever(qapp: object, tmp_path: Path) -> None:
     hung = SingleInstance(tmp_path)
     assert hung.claim()
-    assert start(tmp_path, answer_ms=50, ending_s=0.3).wait(20) == FIRST
+    assert start(tmp_path, answer_ms=50, ending_s=0.3).wait(LONG_S) == FIRST
     hung.release()
 
 
@@ -101,10 +103,10 @@ def test_what_a_crash_left_is_no_hindrance(qapp: object, tmp_path: Path) -> None
 def test_the_second_hands_its_file_over(qtbot: QtBot, tmp_path: Path) -> None:
     first = SingleInstance(tmp_path)
     assert first.claim()
-    with qtbot.waitSignal(first.asked, timeout=20_000) as heard:
+    with qtbot.waitSignal(first.asked) as heard:
         other = start(tmp_path, model="/models/ü ä.gguf")
     assert heard.args == ["/models/ü ä.gguf"]
-    assert other.wait(20) == SECOND
+    assert other.wait(LONG_S) == SECOND
     first.release()
 
 
@@ -116,7 +118,7 @@ def test_nonsense_opens_nothing(qtbot: QtBot, tmp_path: Path, said: bytes) -> No
     caller = QLocalSocket()
     caller.connectToServer(first.name)
     assert caller.waitForConnected(5000)
-    with qtbot.waitSignal(caller.disconnected, timeout=20_000):
+    with qtbot.waitSignal(caller.disconnected):
         caller.write(said)
     first.release()
     assert asked == []

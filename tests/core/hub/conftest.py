@@ -35,6 +35,12 @@ def cache(tmp_path: Path) -> Cache:
     return Cache(tmp_path / "hub")
 
 
+def bytes_here(cache: Cache) -> int:
+    """Return the bytes of complete and partial files."""
+    blobs = (cache.repo(ID) / "blobs").glob("*")
+    return sum(path.stat().st_size for path in blobs if path.is_file())
+
+
 @pytest.fixture
 def files() -> dict[str, bytes]:
     return model_files(rows=512)
@@ -51,7 +57,7 @@ def connect() -> Iterator[Callable[..., Client]]:
     """Make fast clients that are closed at the end of the test."""
     made: list[Client] = []
 
-    def make(endpoint: str, token: str = "", timeout_s: float = 5, **more: Any) -> Client:
+    def make(endpoint: str, token: str = "", timeout_s: float = 30, **more: Any) -> Client:
         made.append(Client(endpoint, token, timeout_s=timeout_s, retries=QUICK, **more))
         return made[-1]
 

@@ -351,15 +351,21 @@ class _Handler(BaseHTTPRequestHandler):
     def _send(self, path: str, data: memoryview, start: int) -> None:
         sent = 0
         chunk = CHUNK if self.double.rate else 1 << 20
-        try:
-            while sent < len(data):
-                self.wfile.write(data[sent : sent + chunk])
-                sent += len(data[sent : sent + chunk])
-                if self.double.rate:
-                    time.sleep(chunk / self.double.rate)
-        finally:
-            with self.double.lock:
-                self.double.sent.setdefault(path, []).append((start, start + sent))
+        with self.double.lock:
+            spans = self.double.sent.setdefault(path, [])
+            spans.append((start, start))
+            number = len(spans) - 1
+        while sent < len(data):
+            part = data[sent : sent + chunk]
+            spans[number] = (start, start + sent + len(part))  # before the client has all: this thread may be late
+            try:
+                self.wfile.write(part)
+            except OSError:
+                spans[number] = (start, start + sent)
+                raise
+            sent += len(part)
+            if self.double.rate:
+                time.sleep(chunk / self.double.rate)
 
     def _entry(self, repo: Repo) -> dict[str, Any]:
         return {

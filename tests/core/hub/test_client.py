@@ -44,7 +44,7 @@ def listener(serve: Callable[[socket.socket], None]) -> Iterator[str]:
                 except TimeoutError:
                     continue
                 with line:
-                    line.settimeout(2)
+                    line.settimeout(60)
                     try:
                         serve(line)
                     except OSError:

@@ -19,7 +19,6 @@ from tests.core.weights.gguf.tiny_gguf import make_model, write_gguf
 
 ID = "heron/heron-GGUF"
 SMALL, GOOD, LARGE = "heron-Q4_0.gguf", "heron-Q8_0.gguf", "heron-F32.gguf"
-SOON = 30_000
 
 
 @pytest.fixture(scope="module")
@@ -54,9 +53,9 @@ def look_at(stage: DialogStage, qtbot: QtBot, text: str) -> None:
     """Search, select the repository, and wait until every file is judged."""
     dialog = stage.dialog
     dialog.search.setText(text)
-    qtbot.waitUntil(lambda: dialog.rows.index_of(ID).isValid(), timeout=SOON)
+    qtbot.waitUntil(lambda: dialog.rows.index_of(ID).isValid())
     dialog.list.setCurrentIndex(dialog.rows.index_of(ID))
-    qtbot.waitUntil(lambda: (one := dialog.details.details) is not None and not one.asking, timeout=SOON)
+    qtbot.waitUntil(lambda: (one := dialog.details.details) is not None and not one.asking)
 
 
 def phase_of(stage: DialogStage, name: str) -> str:
@@ -109,24 +108,24 @@ def test_the_chosen_file_is_downloaded_used_and_removed(
     look_at(stage, qtbot, "heron")
     pick(stage, "Q4_0")
     stage.dialog.details.buttons["download"].click()
-    qtbot.waitUntil(lambda: phase_of(stage, SMALL) == "done", timeout=SOON)
+    qtbot.waitUntil(lambda: phase_of(stage, SMALL) == "done")
     assert hub.bytes_sent(SMALL) >= len(contents[SMALL])
     (model,) = installed(stage.cache)
-    qtbot.waitUntil(lambda: (row := stage.dialog.current()) is not None and row.is_whole, timeout=SOON)
+    qtbot.waitUntil(lambda: (row := stage.dialog.current()) is not None and row.is_whole)
     with qtbot.waitSignal(stage.dialog.chosen) as chosen:
         stage.dialog.details.buttons["use"].click()
     assert chosen.args == [str(model.path)]
     stage.dialog.show()
     stage.dialog.search.clear()
-    qtbot.waitUntil(lambda: stage.dialog.rows.index_of(model.id).isValid(), timeout=SOON)
+    qtbot.waitUntil(lambda: stage.dialog.rows.index_of(model.id).isValid())
     stage.dialog.list.setCurrentIndex(stage.dialog.rows.index_of(model.id))
-    qtbot.waitUntil(lambda: (known := stage.dialog.details.details) is not None and not known.asking, timeout=SOON)
+    qtbot.waitUntil(lambda: (known := stage.dialog.details.details) is not None and not known.asking)
     assert known_card(stage) == "# Heron in GGUF"
     assert "heron-Q4_0" in text_of(stage).split("\n")
     row = stage.dialog.current()
     assert row is not None
     stage.dialog.removal.remove(row)
-    qtbot.waitUntil(lambda: not installed(stage.cache), timeout=SOON)
+    qtbot.waitUntil(lambda: not installed(stage.cache))
 
 
 def test_what_is_begun_is_chosen_again(
@@ -137,14 +136,14 @@ def test_what_is_begun_is_chosen_again(
     pick(first, "F32")
     hub.rate = 1e5
     first.dialog.details.buttons["download"].click()
-    qtbot.waitUntil(lambda: phase_of(first, LARGE) == "running" and bool(installed(first.cache)), timeout=SOON)
+    qtbot.waitUntil(lambda: phase_of(first, LARGE) == "running" and bool(installed(first.cache)))
     first.downloads.close()
     hub.rate = None
     second = make()
     look_at(second, qtbot, "heron")
     assert second.dialog.details.files.currentText().startswith("F32")
     second.dialog.details.buttons["resume"].click()
-    qtbot.waitUntil(lambda: phase_of(second, LARGE) == "done", timeout=SOON)
+    qtbot.waitUntil(lambda: phase_of(second, LARGE) == "done")
 
 
 def test_a_file_that_was_named_is_chosen(make: Callable[[], DialogStage], qtbot: QtBot) -> None:
@@ -158,7 +157,7 @@ def test_other_models_have_no_choice_of_files(make: Callable[[], DialogStage], q
     look_at(stage, qtbot, "heron")
     assert stage.dialog.details.files.isVisible()
     stage.dialog.list.setCurrentIndex(stage.dialog.rows.index_of("heron/plain"))
-    qtbot.waitUntil(lambda: stage.dialog.details.shown == "heron/plain", timeout=SOON)
+    qtbot.waitUntil(lambda: stage.dialog.details.shown == "heron/plain")
     assert not stage.dialog.details.files.isVisible()
 
 
