@@ -1,8 +1,8 @@
 import threading
 import time
 from collections.abc import Iterator
+from itertools import pairwise
 
-import pytest
 from pytestqt.qtbot import QtBot
 
 from app.engine.task_thread import NEWS_MS, Defect, TaskThread, Tell
@@ -126,27 +126,24 @@ def test_an_engine_that_cannot_be_made_is_told(qtbot: QtBot) -> None:
     worker.close()
 
 
-def test_news_of_a_fast_job_arrive_together_in_order_and_before_its_end(
-    qtbot: QtBot, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    thread, heard, deliveries = TaskThread("fast"), list[object](), list[int]()
+def test_news_of_a_fast_job_arrive_together_in_order_and_before_its_end(qtbot: QtBot) -> None:
+    thread, heard, moments = TaskThread("fast"), list[object](), list[float]()
     thread.told.connect(lambda _, news: heard.append(news))
+    thread.told.connect(lambda *_: moments.append(time.perf_counter()))
     thread.done.connect(lambda *_: heard.append("done"))
-    deliver = thread._deliver
-    monkeypatch.setattr(thread, "_deliver", lambda: (deliveries.append(len(heard)), deliver()))
 
     def work(stop: Stop, tell: Tell) -> None:
         for number in range(200):
             tell(number)
             time.sleep(0.001)
 
-    begun = time.perf_counter()
     thread.run(work)
     qtbot.waitUntil(lambda: heard[-1:] == ["done"])
-    took_ms = 1000 * (time.perf_counter() - begun)
     thread.close()
     assert heard == [*range(200), "done"]
-    assert len(deliveries) <= 3 + took_ms / (NEWS_MS - 1)  # a timer may be early by a millisecond
+    # On a busy machine the job's pauses may be as long as those between deliveries, which are no harm.
+    gaps = (later - earlier for earlier, later in pairwise(moments))
+    assert sum(0.0005 < gap < (NEWS_MS - 1) / 1000 for gap in gaps) < 100
 
 
 def test_news_do_not_wait_for_the_end_of_a_job_or_for_more_news(qtbot: QtBot) -> None:
