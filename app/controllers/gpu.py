@@ -231,7 +231,7 @@ class GpuController(QObject):
         stage: Stage = "used" if standing.used else "trying" if standing.untried else "unused"
         size = self._runtime.installed_bytes()
         card = self._card_of(maker_of(standing.version))
-        self._set(GpuState(stage, card, None, None, None, standing.version, standing.device, standing.why, size))
+        self._set(GpuState(stage, card, version=standing.version, device=standing.device, why=standing.why, size=size))
         if standing.untried:
             self._run(self._try, self._on_tried_anew)
         elif not standing.used:

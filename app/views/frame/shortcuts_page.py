@@ -8,7 +8,10 @@ from PySide6.QtWidgets import QDialog, QGridLayout, QHBoxLayout, QLabel, QVBoxLa
 
 from app.i18n.translator import tr
 from app.settings.theme import EDGE, GROUP, INSIDE, LINE, Theme
+from app.views.controls.scroll_pane import ScrollPane
 
+FRAME = 64
+"""Height left for the window's frame on a low screen."""
 ALWAYS = (
     ("Send", "Return"),
     ("New line", "Shift+Return"),
@@ -27,16 +30,22 @@ class ShortcutsPage(QDialog):
         self.setWindowTitle(tr("Keyboard shortcuts"))
         self.setAttribute(Qt.WidgetAttribute.WA_DeleteOnClose)
         self._theme = theme
-        grid = QGridLayout()
+        inside = QWidget()
+        grid = QGridLayout(inside)
+        grid.setContentsMargins(EDGE, EDGE, EDGE, EDGE)
         grid.setHorizontalSpacing(GROUP * 3)
         grid.setVerticalSpacing(INSIDE)
         grid.setColumnStretch(0, 1)
         for row, (words, keys) in enumerate((*actions, *ALWAYS)):
             grid.addWidget(QLabel(tr(words).rstrip("…"), self), row, 0)
             grid.addLayout(self._caps(keys), row, 1)
+        area = ScrollPane(theme, self.windowTitle(), self)
+        area.setWidget(inside)
         column = QVBoxLayout(self)
-        column.setContentsMargins(EDGE, EDGE, EDGE, EDGE)
-        column.addLayout(grid)
+        column.setContentsMargins(0, 0, 0, 0)
+        column.addWidget(area)
+        needed, room = inside.sizeHint(), self.screen().availableGeometry().height() - FRAME
+        self.resize(needed.width() + area.verticalScrollBar().sizeHint().width(), min(needed.height(), room))
 
     def paintEvent(self, event: QPaintEvent) -> None:
         QPainter(self).fillRect(self.rect(), self._theme.colour("window"))

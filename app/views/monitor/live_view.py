@@ -6,7 +6,7 @@ Shows the records it is given. Unknown figures read "n/a".
 from __future__ import annotations
 
 from PySide6.QtCore import QObject, Qt, Signal, Slot
-from PySide6.QtWidgets import QFrame, QLabel, QScrollArea, QVBoxLayout, QWidget
+from PySide6.QtWidgets import QLabel, QVBoxLayout, QWidget
 
 from app.engine.app_state import Phase
 from app.i18n import formatting
@@ -18,7 +18,7 @@ from app.monitor.telemetry import Sample, Sampler
 from app.monitor.telemetry_nvml import GpuSample
 from app.settings.theme import GROUP, INSIDE, RELATED, Theme
 from app.views.controls.controls import Pane
-from app.views.controls.focus_ring import FocusRing
+from app.views.controls.scroll_pane import ScrollPane
 from app.views.monitor.gauges import Figure, SpeedLine
 from app.views.monitor.memory_view import LabelledBar, MemoryView, parts_of_split
 from app.views.monitor.what_if import WhatIf
@@ -201,14 +201,8 @@ class LiveView(Pane):
                 column.addWidget(widget)
             column.addSpacing(RELATED)
         column.addStretch(1)
-        area = QScrollArea(self)
-        area.setFrameShape(QFrame.Shape.NoFrame)
-        area.setWidgetResizable(True)
-        area.setHorizontalScrollBarPolicy(Qt.ScrollBarPolicy.ScrollBarAlwaysOff)
-        area.setStyleSheet("QScrollArea, QScrollArea > QWidget > QWidget { background: transparent; }")
+        area = ScrollPane(self._theme, self.tr("Live view"), self)
         area.setWidget(inside)
-        area.setAccessibleName(self.tr("Live view"))
-        FocusRing(self._theme, area)
         whole = QVBoxLayout(self)
         whole.setContentsMargins(1, 0, 0, 0)
         whole.addWidget(area)

@@ -14,7 +14,6 @@ from PySide6.QtWidgets import (
     QHBoxLayout,
     QLabel,
     QListWidget,
-    QScrollArea,
     QStackedWidget,
     QVBoxLayout,
     QWidget,
@@ -24,6 +23,7 @@ from app.i18n.translator import said
 from app.settings.settings import Problem, Settings, declared, with_value
 from app.settings.theme import EDGE, GROUP, RELATED, Theme
 from app.views.controls.inputs import list_style
+from app.views.controls.scroll_pane import ScrollPane
 from app.views.settings.setting_fields import SettingField
 from app.views.settings.settings_pages import FoldersPage, LogPage, OnlinePage, paragraph
 
@@ -158,12 +158,7 @@ class SettingsDialog(QDialog):
             (self.tr("Log"), self._log_page),
         ]
         for name, _ in pages:
-            area = QScrollArea()
-            area.setFrameShape(QFrame.Shape.NoFrame)
-            area.setWidgetResizable(True)
-            area.setFocusPolicy(Qt.FocusPolicy.NoFocus)
-            area.setStyleSheet("QScrollArea, QScrollArea > QWidget > QWidget { background: transparent; }")
-            self._stack.addWidget(area)
+            self._stack.addWidget(ScrollPane(self._theme, name))
             self.pages.addItem(name)
         return [make for _, make in pages]
 
@@ -215,8 +210,11 @@ class SettingsDialog(QDialog):
     def _on_page(self, row: int) -> None:
         self._stack.setCurrentIndex(row)
         area = self._stack.currentWidget()
-        if isinstance(area, QScrollArea) and area.widget() is None:
-            area.setWidget(self._framed(self.pages.item(row).text(), self._makers[row]()))
+        if isinstance(area, ScrollPane) and area.widget() is None:
+            page = self._makers[row]()
+            if not isinstance(page, OnlinePage):
+                area.setFocusPolicy(Qt.FocusPolicy.NoFocus)  # it scrolls to the field that has focus
+            area.setWidget(self._framed(self.pages.item(row).text(), page))
             self._enable_custom()
         if area is not None and (log := area.findChild(LogPage)):
             log.refresh()

@@ -11,6 +11,8 @@ from pytestqt.qtbot import QtBot
 from app.application import Application
 from app.settings.theme import Theme
 from app.views.controls.focus_ring import FocusRing
+from app.views.controls.scroll_pane import ScrollPane
+from app.views.frame.shortcuts_page import ShortcutsPage
 from tests.app.conftest import Start
 from tests.app.scripted_engine import ScriptedEngine, answer, ask
 
@@ -100,3 +102,18 @@ def test_a_focused_button_has_no_second_frame_inside(qtbot: QtBot) -> None:
     button.setFocus(Qt.FocusReason.TabFocusReason)
     window.setAttribute(Qt.WidgetAttribute.WA_KeyboardFocusChange)  # as after a press of Tab
     assert button.grab(inside).toImage() == away
+
+
+def test_the_page_of_shortcuts_fits_on_a_low_screen_and_scrolls_by_key(qtbot: QtBot) -> None:
+    window = QWidget()
+    qtbot.addWidget(window)
+    page = ShortcutsPage(Theme("light", 160), (("New conversation", "Ctrl+N"),) * 30, window)
+    page.show()
+    page.activateWindow()
+    qtbot.waitUntil(page.isActiveWindow)
+    assert page.height() < page.screen().availableGeometry().height()
+    area = page.focusWidget()
+    assert isinstance(area, ScrollPane)
+    assert not area.horizontalScrollBar().maximum()
+    QTest.keyClick(area, Qt.Key.Key_PageDown)
+    assert area.verticalScrollBar().value() > 0

@@ -26,6 +26,7 @@ from app.monitor.telemetry_nvml import GpuSample
 from app.settings.settings import Problem, Settings, declared, objection
 from app.settings.theme import RELATED, Theme
 from app.views.controls.inputs import ARROW_ROOM, ChoiceBox
+from app.views.controls.scroll_pane import ScrollPane
 from app.views.settings.settings_dialog import SettingsDialog
 from app.views.settings.settings_pages import LogPage
 from core.sentence import sentence
@@ -255,6 +256,19 @@ def test_the_online_page_lists_every_access(dialog: SettingsDialog) -> None:
     for access in ACCESSES:
         assert access.what in shown
         assert access.sent in shown
+
+
+def test_the_keyboard_scrolls_the_online_page(dialog: SettingsDialog, qtbot: QtBot) -> None:
+    dialog.show_page("What goes online")
+    dialog.activateWindow()
+    qtbot.waitUntil(dialog.isActiveWindow)
+    dialog.pages.setFocus()
+    qtbot.keyClick(dialog.pages, Qt.Key.Key_Tab)
+    area = find(dialog, QStackedWidget, "pages").currentWidget()
+    assert isinstance(area, ScrollPane)
+    assert area.hasFocus()
+    qtbot.keyClick(area, Qt.Key.Key_PageDown)
+    assert area.verticalScrollBar().value() > 0
 
 
 def test_the_keyboard_reaches_everything_and_everything_has_a_name(dialog: SettingsDialog, qtbot: QtBot) -> None:
