@@ -26,7 +26,7 @@ from app.settings.theme import Mode
 from app.system.paths import places
 from app.views.chat.chip_words import words_while_reading
 from app.views.chat.document_dialog import PasswordDialog
-from app.views.chat.message import ReplyMessage
+from app.views.chat.message import MessageView, ReplyMessage
 from app.views.settings.settings_dialog import SettingsDialog
 from core.errors import NotEnoughMemory
 from core.events import Event, Failed, Loaded, Loading, Piece, Stats, Unloaded
@@ -163,6 +163,7 @@ class Stage:
 
     def settle(self, seconds: float = 0.3) -> None:
         idle(seconds)
+        until(lambda: all(view.settled for view in self.app.window.transcript.findChildren(MessageView)))
         self.app.telemetry.stop()
         self.app.telemetry.sampled.emit(SAMPLE)
         QApplication.processEvents()
