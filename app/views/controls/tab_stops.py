@@ -19,7 +19,8 @@ def order_as_read(first: QWidget, groups: Iterable[QWidget]) -> None:
 
 
 def _stops(group: QWidget) -> list[QWidget]:
-    return [widget for widget in group.findChildren(QWidget) if _is_stop(widget)]
+    # The open list of a choice box is a window of its own.
+    return [one for one in group.findChildren(QWidget) if _is_stop(one) and one.window() is group.window()]
 
 
 def _is_stop(widget: QWidget) -> bool:
