@@ -175,7 +175,7 @@ class Folded(QWidget):
         super().__init__(parent)
         self._theme = theme
         self._open = False
-        self._fresh = ""
+        self._words = self._fresh = ""
         self.button = QPushButton(self)
         self.button.setFlat(True)
         self.button.setFont(theme.font("small"))
@@ -192,8 +192,8 @@ class Folded(QWidget):
 
     def show_text(self, words: str, text: str) -> None:
         """Set the line and its text."""
+        self._words = words
         self.button.setText(words.replace("&", "&&"))
-        self.button.setAccessibleName(words + (tr(", shown") if self._open else tr(", folded")))
         self._show_sign()
         self._fresh = text
         # Do not lay out folded text: this would cost time with every piece for nothing.
@@ -216,6 +216,7 @@ class Folded(QWidget):
 
     def _show_sign(self) -> None:
         self.button.setIcon(self._theme.icon("chevron-down" if self._open else "chevron-right", "muted"))
+        self.button.setAccessibleName(self._words + (tr(", shown") if self._open else tr(", folded")))
 
     def _on_clicked(self) -> None:
         self._open = not self._open

@@ -434,7 +434,9 @@ def test_reasoning_is_folded_and_opens(qtbot: QtBot, start: Start) -> None:
     thoughts = find(shown(app, 1), PlainView, "Reasoning")
     assert app.chat.turn(1).reasoning == "Let me think."
     assert thoughts.isHidden()
-    find(shown(app, 1), QPushButton, "Thought for a moment").click()
+    fold = find(shown(app, 1), QPushButton, "Thought for a moment, folded")
+    fold.click()
+    assert fold.accessibleName() == "Thought for a moment, shown"
     assert thoughts.toPlainText() == "Let me think."
 
 
