@@ -84,7 +84,9 @@ def test_answers_without_streams(odd_place: Path, tmp_path: Path):
 def test_says_which_screen_is_missing(odd_place: Path):
     environ = {name: value for name, value in os.environ.items() if name not in ("DISPLAY", "WAYLAND_DISPLAY")}
     environ.pop("QT_QPA_PLATFORM", None)
-    done = subprocess.run([odd_place / "hetegen"], env=environ, capture_output=True, text=True, check=False, timeout=60)
+    done = subprocess.run(
+        [odd_place / "hetegen"], env=environ, capture_output=True, text=True, check=False, timeout=250
+    )
     assert done.returncode == 1
     assert done.stderr.strip() == "error: There is no screen: neither DISPLAY nor WAYLAND_DISPLAY is set."
 

@@ -40,7 +40,7 @@ class Caller(threading.Thread):
         self.start()
 
     def run(self) -> None:
-        connection = http.client.HTTPConnection(self._host, timeout=30)
+        connection = http.client.HTTPConnection(self._host, timeout=120)
         connection.request("POST", "/v1/chat/completions", json.dumps(BODY), {"User-Agent": "Editor/1.0"})
         response = connection.getresponse()
         self.answer = response.status, json.loads(response.read())
@@ -98,7 +98,7 @@ def statuses(address: str, *keys: str) -> list[int]:
     """Return the server's answer to each key."""
     port, found = address.rpartition(":")[2].removesuffix("/v1"), []
     for key in keys:
-        connection = http.client.HTTPConnection(f"127.0.0.1:{port}", timeout=30)
+        connection = http.client.HTTPConnection(f"127.0.0.1:{port}", timeout=120)
         connection.request("GET", "/v1/models", headers={"Authorization": f"Bearer {key}"})
         found.append(connection.getresponse().status)
         connection.close()
@@ -130,5 +130,5 @@ def test_closing_the_window_ends_the_server_and_its_replies(
     caller = Caller(app.server.state.address)
     qtbot.waitUntil(lambda: len(engine.requests) == 1)
     app.close()
-    caller.join(30)
+    caller.join(120)
     assert caller.answer[0] == 503

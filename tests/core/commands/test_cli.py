@@ -101,7 +101,7 @@ DEFECT = "import sys, core.commands.doctor as d; d.collect = d.run = lambda *_: 
 def test_a_defect_is_one_sentence_and_its_traceback_is_in_the_log(repository: Path, tmp_path: Path) -> None:
     environ = os.environ | {"HETEGEN_HOME": str(tmp_path)}
     command = [sys.executable, "-c", f"{DEFECT} sys.exit(m.main(['doctor']))"]
-    ran = subprocess.run(command, cwd=repository, env=environ, capture_output=True, timeout=60, text=True)
+    ran = subprocess.run(command, cwd=repository, env=environ, capture_output=True, timeout=200, text=True)
     log = tmp_path / "logs" / "commands.log"
     assert (ran.returncode, ran.stdout) == (1, "")
     assert ran.stderr == f"error: This is a defect of the program; the details are in {log}.\n"
@@ -171,7 +171,7 @@ def test_the_built_in_model_answers_in_a_real_process(repository: Path) -> None:
         "1",
         "--json",
     ]
-    ran = subprocess.run(command, cwd=repository, capture_output=True, timeout=120, text=True, encoding="utf-8")
+    ran = subprocess.run(command, cwd=repository, capture_output=True, timeout=200, text=True, encoding="utf-8")
     assert ran.returncode == 0, ran.stderr
     assert ran.stderr == ""
     *lines, last = ran.stdout.splitlines()

@@ -291,7 +291,7 @@ def test_disk_that_fills_up_pauses_and_resumes(
         f"try: download(Client({hub.endpoint!r}), Cache(Path({str(cache.root)!r})), Reference({ID!r}))\n"
         "except DiskFull as error: print(error); sys.exit(3)"
     )
-    run = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False, timeout=60)
+    run = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False, timeout=200)
     assert run.returncode == 3, run.stderr
     assert "is full. What was downloaded is kept. Make room, then resume the download." in run.stdout
     sizes = [path.stat().st_size for path in cache.partials(ID).values()]

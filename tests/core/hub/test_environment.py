@@ -62,7 +62,7 @@ def test_what_is_no_address_is_said_when_it_is_used(endpoint: str) -> None:
 def test_the_command_line_says_it_in_one_line(endpoint: str) -> None:
     done = subprocess.run(
         [sys.executable, "-m", "core", "search", "llama"], env=os.environ | {"HF_ENDPOINT": endpoint},
-        capture_output=True, encoding="utf-8", timeout=60,
+        capture_output=True, encoding="utf-8", timeout=200,
     )  # fmt: skip
     assert done.returncode == 1
     assert done.stderr.startswith("error: HF_ENDPOINT is")

@@ -30,7 +30,7 @@ def test_closing_wakes_who_waits_and_gives_back_the_rest() -> None:
     thread = threading.Thread(target=lambda: taken.append(queue.take()))
     thread.start()
     assert queue.close() == []
-    thread.join(10)
+    thread.join(120)
     assert taken == [None]
     other: FairQueue[Item] = FairQueue()
     other.put(Item("one"))
