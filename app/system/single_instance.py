@@ -11,7 +11,7 @@ import sys
 import time
 from pathlib import Path
 
-from PySide6.QtCore import QObject, Signal, Slot
+from PySide6.QtCore import QDir, QLockFile, QObject, Signal, Slot
 from PySide6.QtNetwork import QLocalServer, QLocalSocket
 
 from app import ID
@@ -49,8 +49,17 @@ class SingleInstance(QObject):
     def claim(self, model: str = "") -> bool:
         """Return whether this is the first start; if not, raise the first window and let it open `model`.
 
-        An empty `model` opens none. Waits for a first program that is ending.
+        An empty `model` opens none. Waits for a first program that is ending, and for another start at the same moment,
+        as after a double click: each would find nobody, and remove the other's socket as a crash's.
         """
+        turn = QLockFile(f"{QDir.tempPath()}/{self.name}.lock")
+        turn.tryLock(round(ENDING_S * 1000))
+        try:
+            return self._claim(model)
+        finally:
+            turn.unlock()
+
+    def _claim(self, model: str) -> bool:
         end = time.monotonic() + ENDING_S
         while (answered := self._call(model)) is None and time.monotonic() < end:
             time.sleep(0.1)

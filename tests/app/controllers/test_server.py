@@ -122,8 +122,9 @@ def test_chat_and_programs_take_turns_and_stop_ends_only_the_chat(
 
 
 def test_closing_the_window_ends_the_server_and_its_replies(
-    qtbot: QtBot, app: Application, engine: ScriptedEngine
+    qtbot: QtBot, app: Application, engine: ScriptedEngine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr("core.server.server.CLOSING_S", 60)  # a busy machine says why it hangs up, too
     app.server.start(wide=False)
     qtbot.waitUntil(lambda: app.server.runs)
     engine.pause_at = 2

@@ -18,6 +18,29 @@ qt = QCoreApplication([])
 single_instance.ANSWER_MS, single_instance.ENDING_S = int(sys.argv[2]), float(sys.argv[3])
 sys.exit(3 if single_instance.SingleInstance(Path(sys.argv[1])).claim(sys.argv[4]) else 4)
 """
+AT_ONCE = """
+import sys, time
+from pathlib import Path
+from PySide6.QtCore import QCoreApplication
+from PySide6.QtNetwork import QLocalServer
+from app.system import single_instance
+
+class Late(QLocalServer):
+    def listen(self, name):
+        time.sleep(1)  # by now the other has found nobody, too
+        return super().listen(name)
+
+qt = QCoreApplication([])
+single_instance.QLocalServer, single_instance.ANSWER_MS = Late, int(sys.argv[2])
+one = single_instance.SingleInstance(Path(sys.argv[1]))
+print("here", flush=True)
+sys.stdin.readline()
+if not one.claim():
+    sys.exit(4)
+one.woken.connect(qt.quit)
+qt.exec()
+sys.exit(3)
+"""
 FIRST, SECOND = 3, 4
 LONG_S = LONG_MS / 1000
 ON_WINDOWS = """
@@ -67,6 +90,24 @@ def test_one_that_is_ending_is_waited_for(qapp: object, tmp_path: Path) -> None:
     ending.release()
     assert other.wait(LONG_S) == FIRST
     assert not woken
+
+
+def test_when_two_start_at_once_one_is_first(tmp_path: Path) -> None:
+    command = [sys.executable, "-c", AT_ONCE, str(tmp_path), "60000"]
+    both = [subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) for _ in range(2)]
+    for each in both:
+        assert each.stdout is not None
+        assert each.stdout.readline() == b"here\n"
+    try:
+        for each in both:
+            assert each.stdin is not None
+            each.stdin.write(b"\n")
+            each.stdin.flush()
+        assert {each.wait(LONG_S) for each in both} == {FIRST, SECOND}
+    finally:
+        for each in both:
+            each.kill()
+            each.communicate()
 
 
 def test_one_that_does_not_end_is_not_waited_for_for_ever(qapp: object, tmp_path: Path) -> None:
