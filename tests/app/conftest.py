@@ -8,6 +8,7 @@ import sqlite3
 import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,6 +20,7 @@ from app.conversations.store_schema import open_database
 
 if TYPE_CHECKING:
     from PySide6.QtCore import SignalInstance
+    from PySide6.QtWidgets import QWidget
     from pytestqt.wait_signal import SignalBlocker
 
     from app.application import Application, StartOptions
@@ -40,6 +42,9 @@ class PatientBot(QtBot):
 
     def waitSignal(self, signal: SignalInstance, *, timeout: int = LONG_MS, **how: Any) -> SignalBlocker:
         return super().waitSignal(signal, timeout=timeout, **how)
+
+    def waitExposed(self, widget: QWidget, *, timeout: int = LONG_MS) -> AbstractContextManager[None]:
+        return super().waitExposed(widget, timeout=timeout)
 
 
 @pytest.fixture
