@@ -17,7 +17,7 @@ from core.documents.reader import read_document
 from core.errors import DocumentUnreadable
 from tests.core.documents.made import docx, epub, locked_pdf, office, paragraph, pdf, pptx, shape, xlsx
 
-SMALL = Limits(file_bytes=8 << 20, unpacked_bytes=1 << 20, characters=100_000, pages=50, seconds=20)
+SMALL = Limits(file_bytes=8 << 20, unpacked_bytes=1 << 20, characters=100_000, pages=50, seconds=60)
 BILLION = '<!DOCTYPE l [<!ENTITY a "ha">' + "".join(
     f'<!ENTITY {b} "{f"&{a};" * 10}">' for a, b in zip("abcdefgh", "bcdefghi", strict=True)
 )
