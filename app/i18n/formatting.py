@@ -43,6 +43,16 @@ def rate(tokens_per_s: float | None) -> str:
     return number(f"{tokens_per_s:.1f}" if tokens_per_s < 100 else f"{tokens_per_s:,.0f}")
 
 
+def expected(speed: Prediction) -> str:
+    """Format a range of predicted tokens per second, to two digits at most: "9.0–13", "460–1,400"."""
+    low, high = (number(_two_digits(one)) for one in (speed.low, speed.high))
+    return high if low == high else f"{low}–{high}"
+
+
+def _two_digits(value: float) -> str:
+    return f"{value:.1f}" if value < 10 else f"{float(f'{value:.2g}'):,.0f}"
+
+
 def seconds(value: float | None) -> str:
     """Format a duration: "0.34 s", "4.2 s", "1 min 20 s"."""
     if value is None:
@@ -93,10 +103,10 @@ def receipt(figures: dict[str, object]) -> str:
 
 
 def advice(name: str, nbytes: int, speed: Prediction) -> str:
-    """Describe a suggested model: "Qwen3-4B, 8.0 GB (11 min at 100 Mbit/s), about 9–14 tokens/s"."""
+    """Describe a suggested model: "Qwen3-4B, 8.0 GB (11 min at 100 Mbit/s), about 9.0–14 tokens/s"."""
     minutes = max(1, round(nbytes / TYPICAL_DOWNLOAD_BYTES_S / 60))
     return tr("{}, {} ({} min at 100 Mbit/s), about {} tokens/s").format(
-        name, format_bytes(nbytes), minutes, f"{speed.low:.0f}–{speed.high:.0f}"
+        name, format_bytes(nbytes), minutes, expected(speed)
     )
 
 

@@ -78,6 +78,9 @@ class CpuRates:
     call_s: float
     layer_s: float
     score_s: float
+    run_s: float
+    pass_s: float
+    state_s: float
     table: KernelTable
 
 
@@ -107,6 +110,7 @@ def measure_cpu() -> CpuRates:
     table = KernelTable(torch.get_num_threads())
     overheads = _overheads(table)
     call_s, layer_s, score_s = overheads.call_s(), overheads.layer_s(), overheads.score_s()
+    run_s, pass_s, state_s = overheads.run_s(), overheads.pass_s(), overheads.state_s()
     deadline = time.monotonic() + ENOUGH_S
     measured: list[Storage] = []
     for storage in STORAGES:
@@ -117,7 +121,7 @@ def measure_cpu() -> CpuRates:
     rates = _cpu_rates(table, measured, call_s)
     # Reading is at least as fast as the fastest kernel: both are limited by the memory.
     read = max(_read_rate(), *(rate.bytes_s for rate in rates))
-    return CpuRates(table.threads, read, rates, call_s, layer_s, score_s, table)
+    return CpuRates(table.threads, read, rates, call_s, layer_s, score_s, run_s, pass_s, state_s, table)
 
 
 def present_paces(table: KernelTable, rates: Sequence[KernelRate], call_s: float) -> dict[Storage, float]:

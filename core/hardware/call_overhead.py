@@ -4,15 +4,21 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from core.accelerators.base import Accelerator
 from core.accelerators.graph import Work
 from core.kernels.matmul import host_matmul
+from core.kernels.native_abi import instruction_sets
+from core.kernels.native_layer import LayerParts, NativeLayer, NormParts
+from core.kernels.native_library import NativeLibrary, open_library
+from core.kernels.native_run import NativeRun, RunLayer, Sight
 from core.kernels.prepared_input import HostInput
 from core.kernels.quantized_weight import QuantizedWeight
 from core.offload.hetero_linear import HeteroLinear, SharedInputs
@@ -21,13 +27,19 @@ from core.offload.parameter_manager import copied_rows
 from core.spec import Rows
 from core.startup.torch_threads import one_thread
 
-SMALL, CALLS = 64, 100
-"""Rows and columns of a weight so small that its time is all overhead, and the number of timed calls."""
-SMALL_OPERATIONS, WIDTH = 40, 2048
+SMALL, CALLS, RUN_LINEARS = 64, 100, 7
+"""Rows and columns of a weight so small that its time is all overhead, the number of timed calls, and that of linears
+in a layer of a run."""
+SMALL_OPERATIONS, WIDTH, PROMPT_ROWS = 40, 2048, 256
 PER_LAYER, PER_DEVICE_LAYER = 4.5, 7.0
 """A layer's overhead besides its linears (norms, rotary embedding, Python), in units of SMALL_OPERATIONS small
 operations: measured on 16 layers of llama-3.2-1b on two Zen 3 cores, all on the CPU, and with rows on a (simulated)
 device."""
+PER_RUN_LAYER, PER_PASS = 0.1, 6.0
+"""What Python does for a layer of a run, and around the layers of a pass with drawing and spelling its token, in the
+same units: measured on 4 layers of the guide and 30 of SmolLM2-135M on two threads of Emerald Rapids."""
+RUN_LAYERS, RUN_TOKENS, HEAD = (2, 18), 16, 32
+"""The layers of two runs, whose difference shows what a layer takes; cached tokens, and columns of a head."""
 NOTHING_S = 1e-6
 SCORES, LIKELIEST, BLOCK = 1 << 16, 128, 32
 """Vocabulary size, number of top tokens, and block size of the sampler steps that are timed."""
@@ -57,13 +69,41 @@ class Overheads:
 
     def layer_s(self) -> float:
         """Return the seconds of a layer on the CPU besides its linears."""
-        return PER_LAYER * self._small_s()
+        return PER_LAYER * self._small_s
+
+    def run_s(self) -> float:
+        """Return the seconds of a layer on the CPU besides its products, in a run; without our library there are no
+        runs."""
+        if not (sets := instruction_sets()):
+            return self.layer_s() + RUN_LINEARS * self.call_s()
+        short, long = (self._median(small_run(open_library(sets[0]), count)) for count in RUN_LAYERS)
+        native_s = (long - short) / (RUN_LAYERS[1] - RUN_LAYERS[0])
+        return max(NOTHING_S, native_s) + PER_RUN_LAYER * self._small_s
+
+    def pass_s(self) -> float:
+        """Return the seconds of a pass around its layers, and for the token that is drawn then."""
+        return PER_PASS * self._small_s
+
+    def state_s(self) -> float:
+        """Return the seconds that operations between linears take for a prompt, per row and column of what a linear
+        takes or gives: three small ones, as in SmolLM2-135M (norms, activations, sums; quantising inputs)."""
+        rows = torch.ones(PROMPT_ROWS, WIDTH, dtype=torch.bfloat16)
+        # The least: waiting for a core that another program has takes longer than the work.
+        return min(_timed(lambda: F.silu(rows) * rows + rows, _nothing)) / rows.numel()
 
     def score_s(self) -> float:
         """Return the seconds of drawing a token, per vocabulary entry: of the sampler steps that read all scores."""
-        scores = torch.linspace(-8, 8, SCORES)
+        logits = torch.linspace(-8, 8, SCORES, dtype=torch.bfloat16)
+
+        def draw() -> None:
+            scores = logits.float()
+            scores.max()
+            shares = torch.softmax(scores / 0.7, -1)
+            shares.view(-1, BLOCK).amax(1).argmax()
+            shares.view(-1, BLOCK).amax(1).topk(LIKELIEST)
+
         with one_thread():
-            return self._median(lambda: torch.softmax(scores, -1).view(-1, BLOCK).amax(1).topk(LIKELIEST)) / SCORES
+            return self._median(draw) / SCORES
 
     def of_device(self, accelerator: Accelerator) -> DeviceOverheads:
         """Return the overheads of a linear and a layer on a device. Raises NotEnoughMemory, DeviceLost."""
@@ -75,9 +115,10 @@ class Overheads:
             launch_s,
             max(NOTHING_S, first_s - next_s),
             max(NOTHING_S, next_s - launch_s - call_s),
-            PER_DEVICE_LAYER * self._small_s(),
+            PER_DEVICE_LAYER * self._small_s,
         )
 
+    @cached_property
     def _small_s(self) -> float:
         """Return the seconds of small CPU operations, dominated by Python's and torch's overhead, as on any device."""
         x = torch.ones(1, WIDTH, dtype=torch.bfloat16)
@@ -141,13 +182,37 @@ def replay_saves(accelerator: Accelerator) -> float:
 
 
 def _median(work: Callable[[], object], before: Callable[[], object]) -> float:
-    taken = []
+    return statistics.median(_timed(work, before))
+
+
+def _timed(work: Callable[[], object], before: Callable[[], object]) -> Iterator[float]:
     for _ in range(CALLS):
         before()
         start = time.perf_counter()
         work()
-        taken.append(time.perf_counter() - start)
-    return statistics.median(taken)
+        yield time.perf_counter() - start
+
+
+def _nothing() -> None:
+    """Leave the caches as they are."""
+
+
+def small_run(library: NativeLibrary, count: int) -> Callable[[], object]:
+    """Return a pass over one row through `count` layers so small that their time is all overhead, in one call."""
+    row, head = torch.ones(1, 1, SMALL, dtype=torch.bfloat16), torch.ones(1, 1, HEAD, dtype=torch.bfloat16)
+    norm = NormParts(row.view(-1), 1e-5, rounded=True)
+    norms = [norm, None, norm, None, None, None, None]
+    weights = [_small_weight()] * RUN_LINEARS
+    parts = LayerParts(HEAD, "silu", weights, [None] * 4, norms)
+    run = NativeRun([RunLayer(NativeLayer(library, parts, row.dtype), None, 1.0) for _ in range(count)])
+    shape = (1, SMALL // HEAD, 2 * RUN_TOKENS, HEAD)
+    states = [[torch.zeros(shape, dtype=row.dtype) for _ in range(2)] for _ in range(count)]
+
+    def work() -> object:
+        run.hold(states)  # only the caller keeps them alive
+        return run(row, {0: Sight(head, head, None, 0, RUN_TOKENS)})
+
+    return work
 
 
 def _small_weight() -> QuantizedWeight:

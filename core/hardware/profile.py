@@ -83,7 +83,8 @@ def measured_machine(
     rates = profile.cpu
     cpu = Cpu(
         info.name, info.physical_cores, info.logical_cores, info.isa, total, free, rates.read_bytes_s, rates.rates,
-        rates.threads, rates.call_s, rates.layer_s, rates.score_s,
+        rates.threads, rates.call_s, rates.layer_s, rates.score_s, rates.run_s, rates.pass_s,
+        rates.state_s,
     )  # fmt: skip
     unusable = tuple(one for one in profile.gpus if isinstance(one, str))
     if simulation is not None:
@@ -116,6 +117,9 @@ def rescaled(hardware: Hardware, paces: Mapping[Storage, float]) -> Hardware:
         call_s=hardware.cpu.call_s / pace,
         layer_s=hardware.cpu.layer_s / pace,
         score_s=hardware.cpu.score_s / pace,
+        run_s=hardware.cpu.run_s / pace,
+        pass_s=hardware.cpu.pass_s / pace,
+        state_s=hardware.cpu.state_s / pace,
     )
     return replace(hardware, cpu=cpu, gpus=tuple(_gpu_at_pace(gpu, believed) for gpu in hardware.gpus))
 

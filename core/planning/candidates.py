@@ -11,7 +11,7 @@ from itertools import accumulate, chain
 
 from core.planning.capture import with_replays
 from core.planning.cost_model import GroupClass, Residents, classify
-from core.planning.fixed_cost import FixedCosts, fixed_costs, in_two_calls
+from core.planning.fixed_cost import FixedCosts, fixed_costs
 from core.planning.job import Job
 from core.planning.machine_rates import MachineRates
 from core.planning.memory_budget import (
@@ -25,6 +25,7 @@ from core.planning.memory_budget import (
     vram_limit,
     weights_on_card,
 )
+from core.planning.native_layers import all_in_runs
 from core.planning.pass_cost import PassCost, with_disk
 from core.planning.row_split import STREAMING, best_streams, nothing_resident, resident_choices
 from core.planning.speculation import CHECKED
@@ -304,7 +305,7 @@ def _whole_layers(job: Job, gpu: Gpu, classes: tuple[GroupClass, ...], room: int
     layers if they fit.
     """
     spec = job.spec
-    if job.strategy in STREAMING or room < 0 or not in_two_calls(spec):
+    if job.strategy in STREAMING or room < 0 or not all_in_runs(spec):
         return
     weights = Counter[int]()
     for item in classes:

@@ -6,11 +6,12 @@ attention divided by heads with its output's projection. `pass_cost` prices a pa
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, replace
 
-from core.planning.fixed_cost import FUSED_SHARE, Graphs, between_share, in_two_calls
+from core.planning.fixed_cost import Graphs
 from core.planning.machine_rates import MachineRates, cpu_rate, gpu_rate
+from core.planning.native_layers import all_in_runs, called_apart
 from core.spec import (
     BUCKET_TOKENS,
     DECODE,
@@ -29,9 +30,9 @@ NEARLY_ALL = 0.9
 PAIR_SHARE = 0.2
 """Time that two halves instead of one tensor cost in Python and small operations, relative to a layer's time besides
 its linears: 0.09 ms of 0.49 on two cores of Zen 5."""
-HEADS_SHARE = 0.5
+HEADS_SHARE, NATIVE_SHARE = 0.5, 0.2
 """Time that the CPU's heads take besides products and reading the KV cache, relative to a whole layer's on the CPU:
-0.13 of 0.25 ms on two cores of Zen 4, and FUSED_SHARE of it where our library computes them."""
+0.13 of 0.25 ms on two cores of Zen 4, and a fifth of it where our library computes them."""
 TYPICAL_CONTEXT = 1024
 """Number of tokens assumed in the KV cache for predicted rates."""
 
@@ -56,7 +57,7 @@ class GroupClass:
     matrices: int
     nbytes: int
     cpu: tuple[float, ...]
-    cpu_call: float
+    cpu_call: tuple[float, ...]
     gpu: tuple[float, ...]
     gpu_call: tuple[float, ...]
     exchange: tuple[float, ...]
@@ -134,7 +135,10 @@ def classify(
     for members in groups.values():
         signature = tuple(_make(spec, format, spec.linears[index]) for index in members)
         classes.setdefault(signature, []).append(tuple(members))
-    return tuple(_class(spec, format, machine, members, few, head_copy=head_copy) for members in classes.values())
+    called = called_apart(spec) if machine.gpu is None else None
+    return tuple(
+        _class(spec, format, machine, members, few, called, head_copy=head_copy) for members in classes.values()
+    )
 
 
 def _make(spec: ModelSpec, format: Format, linear: LinearSpec) -> Make:
@@ -143,8 +147,9 @@ def _make(spec: ModelSpec, format: Format, linear: LinearSpec) -> Make:
 
 
 def _class(
-    spec: ModelSpec, format: Format, machine: MachineRates, members: list[tuple[int, ...]], few: int, *, head_copy: bool
-) -> GroupClass:
+    spec: ModelSpec, format: Format, machine: MachineRates, members: list[tuple[int, ...]], few: int,
+    called: Collection[int] | None, *, head_copy: bool,
+) -> GroupClass:  # fmt: skip
     linears = [spec.linears[index] for index in members[0]]
     paired = linears[-1].group != linears[0].group
     # The head computes only a prompt's last position, but all rows of a few-row pass that verifies drafts.
@@ -157,10 +162,11 @@ def _class(
     on_gpu = [gpu_rate(machine.gpu, one.storage).for_rows(few) for one in work] if machine.gpu else on_cpu
     launch = machine.gpu.launch_s if machine.gpu else 0.0
     # All experts of a token are one call.
-    call_s = len(linears) * machine.hardware.cpu.call_s * (between_share(spec) if machine.gpu is None else 1.0)
+    call_s = len(linears) * machine.hardware.cpu.call_s
+    few_call_s = call_s if called is None or linears[0].layer in called else 0.0
     heads = linears[-1].heads if paired else 0
     if heads:
-        apart_s = HEADS_SHARE * machine.hardware.cpu.layer_s * (FUSED_SHARE if in_two_calls(spec) else 1.0)
+        apart_s = HEADS_SHARE * machine.hardware.cpu.layer_s * (NATIVE_SHARE if all_in_runs(spec) else 1.0)
         into, back = _exchange_by_heads(machine, linears, tokens, apart_s)
     else:
         into, back = _exchange(machine, linears, tokens)
@@ -171,7 +177,7 @@ def _class(
         matrices=sum(linear.matrices for linear in linears),
         nbytes=sum(one.nbytes for one in work),
         cpu=tuple(profile.cpu * seconds for seconds in _seconds(work, on_cpu)),
-        cpu_call=call_s,
+        cpu_call=tuple(few_call_s if b <= FEW else call_s for b in range(len(tokens))),
         gpu=tuple(profile.gpu * seconds for seconds in _seconds(work, on_gpu)),
         gpu_call=tuple(launch * _launches(spec, format, machine, linears, b) for b in range(len(tokens))),
         exchange=into,

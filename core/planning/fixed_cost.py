@@ -7,11 +7,9 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from core.planning.machine_rates import GUESSED_FLOPS, MachineRates
+from core.planning.native_layers import around_products_s
 from core.spec import BUCKET_LIMITS, BUCKET_TOKENS, FEW, PREFILL, ModelSpec, tokens_with
 
-DENSE_GROUPS, EXPERT_GROUPS, FUSED_SHARE = (3, 1, 2, 1), (3, 1, 1, 1), 0.2
-"""Linears of a layer by shared input (q, k, v; output; gate, up, or those of experts; down) that
-`layers.fused_layers` computes, and the fraction of the time between products that remains then."""
 GAP_SHARE = 0.1
 """Fraction of a layer's time besides its linears that an MLP takes: 3 of 38 launches of a layer of llama."""
 CHOICE_SHARE = 0.4
@@ -65,7 +63,7 @@ def fixed_costs(
         seconds += visits * _visit_s(spec, machine, m)
         attention.append(seconds)
         between = _layers_s(spec, machine, hosted, replayed, m) + choices * _choice_s(machine)
-        between += _drawn(m) * spec.vocab * machine.hardware.cpu.score_s
+        between += machine.hardware.cpu.pass_s + _drawn(m) * spec.vocab * machine.hardware.cpu.score_s
         overhead.append(machine.profile.overhead * between)
     return FixedCosts(tuple(attention), tuple(overhead))
 
@@ -103,28 +101,18 @@ def _layers_s(spec: ModelSpec, machine: MachineRates, hosted: int, graphs: Graph
 
     A gap between graphs takes one more launch, and a copy of its result.
     """
-    on_cpu = machine.hardware.cpu.layer_s
+    cpu = machine.hardware.cpu
     if machine.gpu is None:
-        return on_cpu * between_share(spec) * spec.layers
+        return around_products_s(spec, cpu, tokens)
     visit = _visit_s(spec, machine, tokens) if hosted else 0.0
     called = spec.layers - hosted - machine.replay_saves * (graphs.layers - GAP_SHARE * graphs.gaps)
-    return on_cpu * FUSED_SHARE * hosted + machine.gpu.layer_s * called + 2 * graphs.gaps * machine.gpu.launch_s + visit
+    return cpu.run_s * hosted + machine.gpu.layer_s * called + 2 * graphs.gaps * machine.gpu.launch_s + visit
 
 
 def _choice_s(machine: MachineRates) -> float:
     """Return the seconds in which a layer on a card chooses experts: the router's launches, and the host's wait for
     what it chose. No graph contains that."""
     return CHOICE_SHARE * machine.gpu.layer_s + machine.gpu.link.sync_s if machine.gpu else 0.0
-
-
-def between_share(spec: ModelSpec) -> float:
-    """Return the fraction of the time between products that remains on the CPU if layers are computed in few calls."""
-    return FUSED_SHARE if in_two_calls(spec) else 1.0
-
-
-def in_two_calls(spec: ModelSpec) -> bool:
-    """Return whether all layers look like those that the CPU can compute entirely beside a device."""
-    return bool(spec.layer_groups) and spec.layer_groups <= {DENSE_GROUPS, EXPERT_GROUPS}
 
 
 def _gpu_attention(machine: MachineRates, nbytes: float, operations: float) -> float:

@@ -19,7 +19,7 @@ from functools import cached_property
 from typing import NamedTuple
 
 from core.planning.cost_model import GroupClass, Residents
-from core.planning.fixed_cost import FUSED_SHARE, FixedCosts
+from core.planning.fixed_cost import FixedCosts
 from core.planning.machine_rates import MachineRates
 from core.spec import Ring, Strategy, Times
 
@@ -95,7 +95,7 @@ class PassCost:
             _Shared(
                 number, item.count - whole - host, item.nbytes, item.matrices, 1 - part,
                 1 - (self.machine.profile.covered(part) if item.chosen else part),
-                item.gpu[bucket], item.gpu_call[bucket], item.cpu[bucket], item.cpu_call,
+                item.gpu[bucket], item.gpu_call[bucket], item.cpu[bucket], item.cpu_call[bucket],
                 item.exchange[bucket], item.exchange_out[bucket],
             )
             for number, (item, whole, host, part) in enumerate(groups)
@@ -112,7 +112,7 @@ class PassCost:
         groups = zip(self.classes, held.whole, held.hosted(bucket), held.as_graphs(bucket), strict=True)
         for item, whole, host, graphs in groups:
             whole_s = whole * item.gpu[bucket] + (whole - machine.replay_saves * graphs) * item.gpu_call[bucket]
-            hosted_s = host * (item.cpu[bucket] + FUSED_SHARE * item.cpu_call)
+            hosted_s = host * item.cpu[bucket]
             cpu += hosted_s
             gpu += whole_s
             slowed += whole_s * (slower if machine.shares_cores else 1.0) + hosted_s * slower

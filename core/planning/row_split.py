@@ -85,7 +85,7 @@ def _gain(item: GroupClass, machine: MachineRates, strategy: Strategy) -> float:
     """Return the seconds per token saved per byte of VRAM: g = T_cpu / M_gpu, with exchanges and the GPU's own time."""
     if strategy in STREAMING and item.streamable[DECODE]:
         return machine.link_s(strategy)
-    on_cpu = item.cpu[DECODE] + item.cpu_call + item.exchange[DECODE] + item.exchange_out[DECODE]
+    on_cpu = item.cpu[DECODE] + item.cpu_call[DECODE] + item.exchange[DECODE] + item.exchange_out[DECODE]
     return (on_cpu - item.gpu[DECODE] - item.gpu_call[DECODE]) / item.nbytes
 
 

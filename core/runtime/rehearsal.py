@@ -9,8 +9,9 @@ from core.model.language_model import LanguageModel
 from core.spec import Plan
 from core.units import MIB
 
-LEAST_BYTES, MOST_BYTES = 32 * MIB, 1024 * MIB
-"""A token that reads fewer bytes is fast anyway; beside reading more, a fraction of a millisecond makes no difference,
+LEAST_BYTES, MOST_BYTES = 4 * MIB, 1024 * MIB
+"""A token that reads fewer bytes is fast anyway (the guide, which reads 8 MB, is not: straight passes take a third from
+its token); beside reading more, a fraction of a millisecond makes no difference,
 and the rehearsal would be felt."""
 
 log = logging.getLogger(__name__)

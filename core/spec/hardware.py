@@ -59,8 +59,10 @@ class KernelRate:
 @dataclass(frozen=True)
 class Cpu:
     """The processor and its memory. `threads`: the number used for measuring; `call_s`: one kernel call; `layer_s`: a
-    layer's cost in addition to linears and attention (norms, rotary embedding, Python); `score_s`: the cost of drawing
-    a token, per vocabulary entry."""
+    layer's cost in addition to linears and attention (norms, rotary embedding, Python); `run_s`: the same for one that
+    our library computes in one call with others, calls of its linears included; `pass_s`: what Python does around the
+    layers of a pass and for the token drawn after it; `score_s`: the cost of drawing it, per vocabulary entry;
+    `state_s`: what torch does between linears for many rows, per row and column of what a linear takes or gives."""
 
     name: str
     physical_cores: int
@@ -74,6 +76,9 @@ class Cpu:
     call_s: float = 8e-6
     layer_s: float = 250e-6
     score_s: float = 3e-9
+    run_s: float = 20e-6
+    pass_s: float = 250e-6
+    state_s: float = 0.3e-9
 
 
 @dataclass(frozen=True)

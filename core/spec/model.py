@@ -143,13 +143,13 @@ class ModelSpec:
     widens_states: bool = False
 
     @cached_property
-    def layer_groups(self) -> frozenset[tuple[int, ...]]:
-        """The makes of the layers: how many linears share each input, in the order of the pass."""
+    def layer_groups(self) -> dict[int, tuple[int, ...]]:
+        """The makes of the layers, by number: how many linears share each input, in the order of the pass."""
         layers: dict[int, Counter[int]] = {}
         for linear in self.linears:
             if linear.layer >= 0:
                 layers.setdefault(linear.layer, Counter())[linear.group] += 1
-        return frozenset(tuple(groups.values()) for groups in layers.values())
+        return {layer: tuple(groups.values()) for layer, groups in layers.items()}
 
     def storage(self, linear: LinearSpec, format: Format) -> Storage:
         """Return the storage of a linear in memory: as stored, or with fewer bits; never with more than it was stored.

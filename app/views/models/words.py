@@ -94,12 +94,7 @@ def speed(fit: Fit) -> str:
     """Format the predicted speed: "about 18–24 tokens/s"; empty if the model does not fit."""
     if fit.kind == "no":
         return ""
-    low, high = fit.tok_s.low, fit.tok_s.high
-    # Below ten, whole numbers would hide most of the information.
-    places = 0 if high >= 10 else 1
-    low_words, high_words = (number(f"{rate:.{places}f}") for rate in (low, high))
-    words = high_words if low_words == high_words else f"{low_words}–{high_words}"
-    return tr("about {} tokens/s").format(words)
+    return tr("about {} tokens/s").format(formatting.expected(fit.tok_s))
 
 
 def figures(fit: Fit) -> list[str]:

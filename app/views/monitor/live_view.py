@@ -104,11 +104,7 @@ class LiveView(Pane):
         self._outlook = outlook
         predicted = outlook.decode_tok_s if outlook else None
         self.line.set_predicted(predicted)
-        words = (
-            tr("{} tokens/s").format(f"{formatting.rate(predicted.low)}–{formatting.rate(predicted.high)}")
-            if predicted
-            else formatting.unknown()
-        )
+        words = tr("{} tokens/s").format(formatting.expected(predicted)) if predicted else formatting.unknown()
         self.speeds["predicted"].show_value(words)
         self._show_split()
         self._show_memory()

@@ -79,11 +79,9 @@ class WhatIf(QWidget):
         if answer is None:
             self._verdict.setText(formatting.unknown())
             return
-        speed = answer.decode_tok_s
-        words = self.tr("{}: about {}–{} tokens/s with {}, {}.").format(
+        words = self.tr("{}: about {} tokens/s with {}, {}.").format(
             self.tr(FITS[answer.fits]),
-            formatting.rate(speed.low),
-            formatting.rate(speed.high),
+            formatting.expected(answer.decode_tok_s),
             answer.format,
             formatting.confidence(answer.confidence),
         )

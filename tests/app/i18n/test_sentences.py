@@ -202,6 +202,8 @@ def test_numbers_are_the_languages_own_and_versions_are_no_numbers(german: None,
 
 def test_figures_of_the_window_are_german_too(german: None) -> None:
     assert formatting.of(1204, 8192) == "1.204 von 8.192"
+    ranges = [Prediction(455.2, 910.0, 1364.4), Prediction(9.0, 11.0, 13.0), Prediction(20.1, 20.2, 20.3)]
+    assert list(map(formatting.expected, ranges)) == ["460–1.400", "9,0–13", "20"], "no more digits than are known"
     assert formatting.receipt({"tok_s": 1234.0, "ttft_s": 0.62}) == "1.234 Tokens/s, 0,62 s bis zum ersten Token"
     assert formatting.format_memory(3 * GIB // 2) == "1,5 GB"
 

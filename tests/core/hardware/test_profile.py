@@ -11,6 +11,7 @@ import torch
 
 from core.accelerators.trial import Trial
 from core.errors import BadRequest
+from core.hardware import call_overhead
 from core.hardware import profile as module
 from core.hardware.benchmark import measure_beside
 from core.hardware.cpu_info import cpu_info, on_battery, ram
@@ -65,7 +66,21 @@ def test_rates_are_plausible(machine: Hardware) -> None:
         assert min(rate.flops) > 1e6
     assert 0 < cpu.call_s < 0.01
     assert 0 < cpu.layer_s < 0.1
+    assert 0 < cpu.pass_s < 0.1
+    assert 0 < cpu.state_s < 1e-6
     assert 1e6 < machine.disk_bytes_s < 1e12
+
+
+def test_a_layer_in_one_call_with_others_takes_a_fraction_of_what_python_takes(machine: Hardware) -> None:
+    assert 0 < machine.cpu.run_s < (machine.cpu.layer_s + 7 * machine.cpu.call_s) / 3
+
+
+def test_without_our_library_it_takes_all_of_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(call_overhead, "instruction_sets", tuple)
+    overheads = call_overhead.Overheads(lambda: None)
+    monkeypatch.setattr(overheads, "call_s", lambda: 1.0)
+    monkeypatch.setattr(overheads, "layer_s", lambda: 2.0)
+    assert overheads.run_s() == 9.0
 
 
 def test_a_simulated_card_is_measured_like_a_real_one(machine: Hardware) -> None:
@@ -183,7 +198,8 @@ def test_slower_cores_slow_what_they_compute_and_nothing_else(machine: Hardware)
     slow = rescaled(machine, {"bf16": 0.5})
     assert slow.cpu.rates[0].bytes_s == pytest.approx(machine.cpu.rates[0].bytes_s / 2)
     assert slow.cpu.rates[0].flops[3] == pytest.approx(machine.cpu.rates[0].flops[3] / 2)
-    assert slow.cpu.call_s == pytest.approx(2 * machine.cpu.call_s)
+    for name in ("call_s", "layer_s", "run_s", "pass_s", "state_s", "score_s"):
+        assert getattr(slow.cpu, name) == pytest.approx(2 * getattr(machine.cpu, name))
     simulated, real = machine.gpus[0], replace(machine.gpus[0], shares_cores=False)
     assert slow.gpus[0].bytes_s == pytest.approx(simulated.bytes_s / 2)
     assert slow.gpus[0].link == simulated.link

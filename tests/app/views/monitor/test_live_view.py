@@ -80,7 +80,7 @@ def test_the_plan_is_told_in_words(view: LiveView) -> None:
     assert view.decode.words == "in VRAM 34 %, streamed 21 %, CPU 45 %"
     assert view.prefill.words == "in VRAM 34 %, streamed 66 %"
     assert view.reason.text() == "Most of it lies in RAM."
-    assert view.speeds["predicted"].value == "9.0–13.0 tokens/s"
+    assert view.speeds["predicted"].value == "9.0–13 tokens/s"
 
 
 def test_other_programs_follow_the_machine(view: LiveView) -> None:
@@ -228,7 +228,7 @@ def test_what_if_asks_once_shows_the_answer_and_applies(view: LiveView, qtbot: Q
     sliders.show_answer(replace(LOOK, context=32768, format="int4"))
     assert (
         find(sliders, QLabel, "verdict").text()
-        == "Fits: about 9.0–13.0 tokens/s with int4, worked out from what was measured here."
+        == "Fits: about 9.0–13 tokens/s with int4, worked out from what was measured here."
     )
     with qtbot.waitSignal(view.applied) as applied:
         find(sliders, QPushButton, "Apply").click()

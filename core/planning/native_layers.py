@@ -1,0 +1,58 @@
+"""How the CPU computes a model's layers while few rows are processed, and what a layer costs besides its products.
+
+`core.layers` finds by trial which layers our library takes. The planner tells them by their linears, before anything is
+loaded: consecutive layers of the usual makes are one call (a run); those with recurrent states, latents, or experts of
+another make are some calls each; in all others, Python and torch work around each linear.
+"""
+
+from __future__ import annotations
+
+from core.spec import BUCKET_LIMITS, FEW, Cpu, ModelSpec
+
+DENSE_GROUPS, EXPERT_GROUPS = (3, 1, 2, 1), (3, 1, 1, 1)
+"""Linears of a layer by shared input (q, k, v; output; gate, up, or those of experts; down) that
+`layers.fused_layers` computes."""
+OWN_CALLS = 2
+"""Native calls of a layer in no run: before and after its attention, or its recurrence and the rest."""
+
+
+def in_runs(spec: ModelSpec) -> frozenset[int]:
+    """Return the layers that one native call computes together with their neighbours."""
+    makes = {True: EXPERT_GROUPS, False: DENSE_GROUPS}
+    chosen = _with_experts(spec)
+    return frozenset(layer for layer, groups in spec.layer_groups.items() if groups == makes[layer in chosen])
+
+
+def in_own_calls(spec: ModelSpec) -> frozenset[int]:
+    """Return the layers that take native calls of their own."""
+    latent = {linear.layer for linear in spec.linears if linear.key_heads}
+    recurrent = {layer.layer for layer in spec.kv_layers if layer.state_bytes}
+    return frozenset(latent | recurrent | _with_experts(spec)) - in_runs(spec)
+
+
+def all_in_runs(spec: ModelSpec) -> bool:
+    """Return whether the CPU can compute all layers in runs, also entirely beside a device."""
+    return 0 < spec.layers == len(in_runs(spec))
+
+
+def called_apart(spec: ModelSpec) -> frozenset[int]:
+    """Return the layers of which each linear is a call of its own also for few rows on the CPU alone, and -1 for what
+    lies outside of layers."""
+    return frozenset(linear.layer for linear in spec.linears) - in_runs(spec) - in_own_calls(spec)
+
+
+def around_products_s(spec: ModelSpec, cpu: Cpu, tokens: int) -> float:
+    """Return the seconds of all layers besides products and attention, on the CPU alone.
+
+    For many rows, torch works on all that linears take and give.
+    """
+    if tokens > BUCKET_LIMITS[FEW]:
+        states = sum(one.active * (one.rows + one.columns) for one in spec.linears if one.layer >= 0)
+        return spec.layers * cpu.layer_s + tokens * states * cpu.state_s
+    runs, own = len(in_runs(spec)), len(in_own_calls(spec))
+    others = spec.layers - runs - own
+    return (runs + own) * cpu.run_s + own * OWN_CALLS * cpu.call_s + others * cpu.layer_s
+
+
+def _with_experts(spec: ModelSpec) -> set[int]:
+    return {linear.layer for linear in spec.linears if linear.experts is not None}
