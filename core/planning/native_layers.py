@@ -44,7 +44,7 @@ def called_apart(spec: ModelSpec) -> frozenset[int]:
 def around_products_s(spec: ModelSpec, cpu: Cpu, tokens: int) -> float:
     """Return the seconds of all layers besides products and attention, on the CPU alone.
 
-    For many rows, torch works on all that linears take and give.
+    For many rows, torch works once on all that linears take and give (norms, activations, sums, rotation).
     """
     if tokens > BUCKET_LIMITS[FEW]:
         states = sum(one.active * (one.rows + one.columns) for one in spec.linears if one.layer >= 0)
