@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -73,25 +74,23 @@ class ServerController(QObject):
         """Listen on this computer only, or on its network too if `wide`."""
         if self.state.phase == "off":
             self._set(ServerState("starting", wide=wide))
-            self._thread.run(lambda stop, tell: _start(self._backend, wide))
+            self._thread.run(lambda stop, tell: self._keep(_start(self._backend, wide)))
 
     @Slot()
     def stop(self) -> None:
         """End all replies to clients and stop listening."""
         server = self._server
         if server is not None and self.state.phase == "on":
-            self._server = None
             self._set(replace(self.state, phase="stopping"))
-            self._thread.run(lambda stop, tell: server.close())
+            self._thread.run(lambda stop, tell: self._end(server))
 
     @Slot()
     def change_key(self) -> None:
         """Create another key and restart the running server with it."""
         server = self._server
         if server is not None and self.state.phase == "on":
-            self._server = None
             self._set(ServerState("starting", wide=self.state.wide))
-            self._thread.run(lambda stop, tell: _with_new_key(self._backend, server))
+            self._thread.run(lambda stop, tell: self._keep(_with_new_key(self._backend, server, self._end)))
 
     def close(self) -> None:
         """Stop and join; called when the window closes."""
@@ -101,13 +100,21 @@ class ServerController(QObject):
             self._server.close()
             self._server = None
 
+    def _keep(self, server: Server) -> Server:
+        """Keep a running server; called in the thread, as the window may be closed before it hears of it."""
+        self._server = server
+        return server
+
+    def _end(self, server: Server) -> None:
+        server.close()
+        self._server = None
+
     @Slot(int, object)
     def _on_done(self, ticket: int, server: Server | None) -> None:
         if server is None:
             self._look.stop()
             self._set(ServerState())
             return
-        self._server = server
         self._look.start()
         self._set(replace(self.state, phase="on", address=server.address, key=server.options.key))
         self.started.emit()
@@ -128,14 +135,14 @@ class ServerController(QObject):
         self.changed.emit(state)
 
 
-def _with_new_key(backend: ServerBackend, server: Server) -> Server:
+def _with_new_key(backend: ServerBackend, server: Server, end: Callable[[Server], None]) -> Server:
     """Restart the server with a new key. Raises BadRequest."""
     from core.keyring import system_keyring
     from core.server.key import replace_key
     from core.server.server import Server
 
     options = replace(server.options, key=replace_key(system_keyring()), port=server.port)
-    server.close()
+    end(server)
     return Server(backend, options)
 
 

@@ -13,6 +13,7 @@ from pytestqt.qtbot import QtBot
 
 from app.application import Application
 from app.views.server.server_dialog import ServerDialog
+from core.server.server import Server
 from tests.app.conftest import Start
 from tests.app.scripted_engine import ScriptedEngine, answer
 from tests.core.keyring_in_memory import Ring
@@ -133,3 +134,20 @@ def test_closing_the_window_ends_the_server_and_its_replies(
     app.close()
     caller.join(120)
     assert caller.answer[0] == 503
+
+
+def test_closing_the_window_ends_a_server_that_it_has_not_heard_of(
+    app: Application, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    started = threading.Event()
+
+    class Told(Server):
+        def __init__(self, *arguments: Any) -> None:
+            super().__init__(*arguments)
+            started.set()
+
+    monkeypatch.setattr("core.server.server.Server", Told)
+    app.server.start(wide=False)
+    assert started.wait(120)
+    app.close()
+    assert "server" not in {thread.name for thread in threading.enumerate()}
