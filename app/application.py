@@ -261,6 +261,8 @@ class Application(QObject):
 
     @Slot()
     def _start(self) -> None:
+        if self._closed:
+            return
         self.library.refresh()
         self.telemetry.start()
         self.sleep_watch.start()

@@ -3,13 +3,14 @@
 import json
 import signal
 import sqlite3
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from PySide6.QtCore import QMimeData, QPointF, Qt, QUrl
+from PySide6.QtCore import QMimeData, QPointF, Qt, QTimer, QUrl
 from PySide6.QtGui import QDropEvent
 from PySide6.QtTest import QTest
 from PySide6.QtWidgets import QApplication, QDialog, QFileDialog, QLabel, QMessageBox, QPushButton, QSlider
@@ -72,6 +73,19 @@ def test_a_reply_that_runs_at_the_end_is_kept(qtbot: QtBot, start: Start) -> Non
     turn = second.chat.turn(1)
     assert turn.content.startswith("Half of it")
     assert turn.end == "stopped"
+
+
+def test_a_window_that_is_closed_as_soon_as_it_is_shown_starts_nothing(qtbot: QtBot) -> None:
+    engine, after = ScriptedEngine(), list[bool]()
+    app = Application(StartOptions("some/model"), lambda: engine)
+    app.window.shown.connect(app.close)
+    app.window.shown.connect(lambda: QTimer.singleShot(0, lambda: after.append(True)))
+    app.window.show()
+    qtbot.waitUntil(lambda: bool(after))
+    assert "telemetry" not in {thread.name for thread in threading.enumerate()}
+    assert not engine.sources
+    app.window.close()
+    app.window.deleteLater()
 
 
 def test_search_opens_the_conversation_at_the_turn(qtbot: QtBot, start: Start) -> None:
