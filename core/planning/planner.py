@@ -148,7 +148,8 @@ def _context(spec: ModelSpec, hardware: Hardware, budget: Budget) -> int:
     """Return the context in tokens: as requested, or as many as fit into a quarter of the free memory."""
     if budget.context:
         return min(budget.context, spec.context_limit)
-    room = (hardware.cpu.ram_free + sum(gpu.vram_free for gpu in hardware.gpus[:1] if not gpu.unified)) // 4
+    largest = max((gpu.vram_free for gpu in hardware.gpus if not gpu.unified), default=0)
+    room = (hardware.cpu.ram_free + largest) // 4
     context = min(DEFAULT_CONTEXT, spec.context_limit)
     while context > SHORT_CONTEXT and spec.kv_bytes(context) > room:
         context //= 2

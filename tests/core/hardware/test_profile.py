@@ -130,9 +130,12 @@ def test_no_card_is_used_before_its_trial(
     tmp_path: Path, second: SecondDevice, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A full or broken card would end this process, or raise an error where nobody expects one."""
+    asked = list[object]()
+    monkeypatch.setattr(torch.accelerator, "get_memory_info", asked.append)
     second.set(lost=1)
     monkeypatch.setattr("core.accelerators.trial.tried", lambda index: Trial("It is lost."))
     hardware = measured_machine(tmp_path, threads=1)[0]
+    assert not asked, "it is asked within the driver's context"
     assert (hardware.gpus, hardware.unusable) == ((), ("It is lost.",))
 
 

@@ -579,6 +579,15 @@ def test_opt_30b_is_planned_in_a_fifth_of_a_second() -> None:
     assert min(times) <= 0.2
 
 
+def test_integrated_graphics_before_a_card_shorten_no_context() -> None:
+    """As in most laptops with a card."""
+    alone = replace(DESKTOP, cpu=replace(DESKTOP.cpu, ram_free=GIB))
+    integrated = replace(DESKTOP.gpus[0], name="integrated", unified=True, vram_free=GIB)
+    both = replace(alone, gpus=(integrated, replace(DESKTOP.gpus[0], index=1)))
+    contexts = [place(model("llama-3.1-8b"), machine, Budget(format="int4")).context for machine in (alone, both)]
+    assert contexts[0] == contexts[1] > 2048
+
+
 def test_nearly_twice_the_context_fits_with_a_kv_cache_of_8_bits() -> None:
     spec = replace(model("llama-3.2-1b"), context_limit=1_000_000)
     memory = Budget(ram=4 * GIB, format="int8")

@@ -1,4 +1,11 @@
-"""A torch device other than the CPU (device.cpp), built when a test first needs it."""
+"""A torch device other than the CPU (device.cpp), built when a test first needs it.
+
+CXXFLAGS adds options, such as those of the sanitizers, whose library must be loaded first:
+
+    CXXFLAGS="-g -fsanitize=address,undefined -fno-sanitize=vptr" LD_PRELOAD="$(gcc -print-file-name=libasan.so)" \
+    ASAN_OPTIONS=detect_leaks=0:handle_segv=0 UBSAN_OPTIONS=print_stacktrace=1:halt_on_error=1 \
+    python -m pytest tests/core/second_device/test_device.py
+"""
 
 from __future__ import annotations
 
@@ -131,6 +138,7 @@ def built() -> Path:
     options = [
         "-std=c++20", "-O1", "-fPIC", "-shared", "-w",
         f"-D_GLIBCXX_USE_CXX11_ABI={int(torch.compiled_with_cxx11_abi())}", *(f"-l{name}" for name in LIBRARIES),
+        *os.environ.get("CXXFLAGS", "").split(),
     ]  # fmt: skip
     places = [f"-I{folder / 'include'}", f"-I{folder / 'include/torch/csrc/api/include'}", f"-L{folder / 'lib'}"]
     # Not the places: another checkout or environment with the same torch uses the same library.
