@@ -2,9 +2,10 @@
 
 CXXFLAGS adds options, such as those of the sanitizers, whose library must be loaded first:
 
-    CXXFLAGS="-g -fsanitize=address,undefined -fno-sanitize=vptr" LD_PRELOAD="$(gcc -print-file-name=libasan.so)" \
+    CXXFLAGS="-g1 -fsanitize=address,undefined -fno-sanitize=vptr" \
+    LD_PRELOAD="$(gcc -print-file-name=libasan.so) $(gcc -print-file-name=libstdc++.so)" \
     ASAN_OPTIONS=detect_leaks=0:handle_segv=0 UBSAN_OPTIONS=print_stacktrace=1:halt_on_error=1 \
-    python -m pytest tests/core/second_device/test_device.py
+    python -m pytest -s tests/core/second_device/test_device.py
 """
 
 from __future__ import annotations
@@ -150,7 +151,9 @@ def built() -> Path:
     with FileLock(path.with_suffix(".lock")):
         if not path.exists():
             unfinished = path.with_suffix(f".{os.getpid()}")
-            subprocess.run([compiler(), str(SOURCE), *places, *options, "-o", str(unfinished)], check=True)
+            asked = [compiler(), str(SOURCE), *places, *options, "-o", str(unfinished)]
+            # A sanitizer that is loaded first is for the tests, not for the compiler.
+            subprocess.run(asked, check=True, env=os.environ | {"LD_PRELOAD": ""})
             unfinished.replace(path)
     return path
 
