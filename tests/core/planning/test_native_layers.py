@@ -70,6 +70,16 @@ def test_recurrent_layers_pay_for_calls_of_their_own() -> None:
     assert charged(spec, "layer_s") == pytest.approx(0)
 
 
+def test_a_pass_that_checks_drafts_pays_what_a_token_pays() -> None:
+    spec = model("llama-3.2-1b")
+
+    def checked(plan: Plan) -> Times:
+        return Times(total=plan.check_s[0])
+
+    assert charged(spec, "run_s", checked) == pytest.approx(spec.layers)
+    assert charged(spec, "layer_s", checked) == charged(spec, "state_s", checked) == pytest.approx(0)
+
+
 def test_a_prompt_pays_for_python_linears_and_the_states_between_them() -> None:
     spec = model("llama-3.2-1b")
     assert charged(spec, "layer_s", of_prompt) == pytest.approx(spec.layers)
