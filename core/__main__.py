@@ -41,7 +41,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         return _failed("stopped.")
     except Exception as error:
-        if _is_closed_pipe(error):  # the reader of the output has closed it, as `head` does
+        if _output_is_closed(error):  # by its reader, as `head` does
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             return 1
         # A defect: log its traceback for the developers.
@@ -50,11 +50,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0
 
 
-def _is_closed_pipe(error: Exception) -> bool:
-    """Return whether a pipe's other end is closed, for which Windows raises an error of no file in particular."""
-    if not isinstance(error, OSError):
-        return False
-    return error.errno == errno.EPIPE or (error.errno == errno.EINVAL and error.filename is None)
+def _output_is_closed(error: Exception) -> bool:
+    """Return whether an error says so. That of Windows may have other causes: what was not written fails again."""
+    if not isinstance(error, OSError) or error.errno != errno.EINVAL:
+        return isinstance(error, BrokenPipeError)
+    try:
+        sys.stdout.flush()
+    except OSError:
+        return True
+    return False
 
 
 def _failed(why: HeteGenError | str) -> int:

@@ -95,31 +95,38 @@ def test_a_question_that_fails_does_not_end_the_conversation(
     assert json.loads(captured.out.splitlines()[-1])["text"] == "Hello 😀."
 
 
-DEFECT = "import sys, core.commands.doctor as d; d.collect = d.run = lambda *_: 1 // 0; import core.__main__ as m; "
+DEFECT = "import os, sys, core.commands.doctor as d; d.run = lambda *_: {}; import core.__main__ as m; "
 
 
-def test_a_defect_is_one_sentence_and_its_traceback_is_in_the_log(repository: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("defect", "error"), [("1 // 0", "ZeroDivisionError"), ("os.fsync(os.pipe()[1])", "OSError: [Errno 22]")]
+)
+def test_a_defect_is_one_sentence_and_its_traceback_is_in_the_log(
+    repository: Path, tmp_path: Path, defect: str, error: str
+) -> None:
     environ = os.environ | {"HETEGEN_HOME": str(tmp_path)}
-    command = [sys.executable, "-c", f"{DEFECT} sys.exit(m.main(['doctor']))"]
+    command = [sys.executable, "-c", f"{DEFECT.format(defect)} sys.exit(m.main(['doctor']))"]
     ran = subprocess.run(command, cwd=repository, env=environ, capture_output=True, timeout=200, text=True)
     log = tmp_path / "logs" / "commands.log"
     assert (ran.returncode, ran.stdout) == (1, "")
     assert ran.stderr == f"error: This is a defect of the program; the details are in {log}.\n"
-    assert "ZeroDivisionError" in log.read_text("utf-8")
+    assert error in log.read_text("utf-8")
 
 
 AS_ON_WINDOWS = """
 class Closed:
-    fileno, flush = sys.stdout.fileno, sys.stdout.flush
+    fileno = sys.stdout.fileno
     def write(self, text):
         raise OSError(22, "Invalid argument")
+    def flush(self):
+        os.write(self.fileno(), b"held")
 sys.stdout = Closed()
 """
 
 
 @pytest.mark.parametrize("closed", ["", AS_ON_WINDOWS], ids=["here", "Windows"])
 def test_output_that_nobody_reads_on_is_no_defect(repository: Path, tmp_path: Path, closed: str) -> None:
-    script = f"import sys, core.__main__ as m\nsys.stdin.read()\n{closed}\nsys.exit(m.main(['models', '--json']))"
+    script = f"import os, sys, core.__main__ as m\nsys.stdin.read()\n{closed}\nsys.exit(m.main(['models', '--json']))"
     environ = os.environ | {"HETEGEN_HOME": str(tmp_path)}
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
     with subprocess.Popen([sys.executable, "-c", script], cwd=repository, env=environ, **pipes) as ran:  # type: ignore[call-overload]
