@@ -25,7 +25,7 @@ from core.model.language_model import LanguageModel
 from core.model.model_source import open_source
 from core.model.placement import DevicePlacement
 from core.model.trace import survey
-from core.spec import BUCKET_TOKENS, Ring, Rows
+from core.spec import BUCKET_TOKENS, Ring, Rows, Storage
 from core.units import GIB
 from tests.core.families import FAMILIES, VOCABULARY, make_model
 from tests.core.offload.test_hetero_linear import plan_of
@@ -70,6 +70,12 @@ class CardOfShapes:
 
     def empty(self, shape: Sequence[int], dtype: torch.dtype) -> Tensor:
         return torch.empty(tuple(shape), dtype=dtype, device=self.device)
+
+    def products(self, storage: Storage) -> None:
+        """Return None: weights become floats before they are multiplied."""
+
+    def listed(self, storage: Storage) -> None:
+        """Return None: experts are computed weight by weight."""
 
     def pinned(self, nbytes: int) -> Tensor:
         return torch.empty(nbytes, dtype=torch.uint8)
