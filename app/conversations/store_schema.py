@@ -115,6 +115,7 @@ FULL_CODES = (
     sqlite3.SQLITE_IOERR_FSYNC,
 )
 DAMAGE_CODES = (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB)
+NO_TEXT = "Could not decode to UTF-8"
 PASSING_CODES = (
     sqlite3.SQLITE_IOERR,
     sqlite3.SQLITE_READONLY,
@@ -143,8 +144,9 @@ def is_full(error: sqlite3.Error) -> bool:
 
 
 def is_damage(error: sqlite3.Error) -> bool:
-    """Whether the file's contents are damaged. Extended error codes keep the primary code in their low byte."""
-    return (getattr(error, "sqlite_errorcode", None) or 0) & 0xFF in DAMAGE_CODES
+    """Whether the file's contents are damaged. Extended error codes keep the primary code in their low byte; for text
+    that is no UTF-8, which Python finds, there is none."""
+    return (getattr(error, "sqlite_errorcode", None) or 0) & 0xFF in DAMAGE_CODES or str(error).startswith(NO_TEXT)
 
 
 def may_pass(error: sqlite3.Error) -> bool:

@@ -138,7 +138,7 @@ def test_a_server_that_is_silent_does_not_hold_up_the_reply(
         assert app.session.state.candidate
         words = app.window.status.findChild(ElidedLabel)
         assert words is not None
-        assert words.text() == "Another model is being checked"
+        assert words.accessibleName() == "Another model is being checked"
         app.session.model.cancel_load()
         assert not app.session.state.candidate
     ask(qtbot, app, "And again?")

@@ -297,6 +297,22 @@ def test_damage_found_while_in_use_is_recovered_too(tmp_path: Path, disks: list[
     assert integrity(path) == "ok"
 
 
+def test_text_that_is_damaged_is_shown_as_far_as_it_can_be_read(tmp_path: Path) -> None:
+    """Bytes inside of a long text belong to no structure that SQLite checks."""
+    path = tmp_path / "chats.db"
+    store = Store(path)
+    talk(store, "a question", "an answer of some words")
+    store.close()
+    with closing(sqlite3.connect(path)) as damaged, damaged:
+        damaged.execute("UPDATE messages SET content = CAST(x'616EFF' AS TEXT) WHERE content LIKE 'an answer%'")
+    told: list[Report] = []
+    store = Store(path, told.append)
+    [conversation] = [store.load(entry.id) for entry in store.entries()]
+    assert [turn.content for turn in conversation.turns()] == ["a question", "an\ufffd"]
+    assert [report.kind for report in told] == ["recovered"]
+    store.close()
+
+
 def test_an_older_file_is_backed_up_and_brought_up_to_date(tmp_path: Path) -> None:
     path = tmp_path / "chats.db"
     with closing(sqlite3.connect(path)) as old:

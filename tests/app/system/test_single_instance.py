@@ -97,7 +97,7 @@ def test_when_two_start_at_once_one_is_first(tmp_path: Path) -> None:
     both = [subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) for _ in range(2)]
     for each in both:
         assert each.stdout is not None
-        assert each.stdout.readline() == b"here\n"
+        assert each.stdout.readline().strip() == b"here"
     try:
         for each in both:
             assert each.stdin is not None
@@ -130,7 +130,7 @@ def test_what_a_crash_left_is_no_hindrance(qapp: object, tmp_path: Path) -> None
     assert dead.listen(again.name)
     place = Path(dead.fullServerName())
     dead.close()
-    if place.is_absolute():
+    if sys.platform != "win32":  # there it is a pipe, which ends with its program
         place.touch()
     assert again.claim()
     caller = QLocalSocket()
