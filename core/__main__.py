@@ -41,7 +41,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         return _failed("stopped.")
     except Exception as error:
-        if _output_is_closed(error):  # by its reader, as `head` does
+        if _is_closed_output(error):  # by its reader, as `head` does
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             return 1
         # A defect: log its traceback for the developers.
@@ -50,15 +50,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0
 
 
-def _output_is_closed(error: Exception) -> bool:
-    """Return whether an error says so. That of Windows may have other causes: what was not written fails again."""
+def _is_closed_output(error: Exception) -> bool:
+    """Return whether a pipe's other end is closed. Windows' C library then raises an error of no file in particular;
+    those of the system's own calls have a number."""
     if not isinstance(error, OSError) or error.errno != errno.EINVAL:
         return isinstance(error, BrokenPipeError)
-    try:
-        sys.stdout.flush()
-    except OSError:
-        return True
-    return False
+    return error.filename is None and getattr(error, "winerror", None) is None
 
 
 def _failed(why: HeteGenError | str) -> int:

@@ -9,7 +9,7 @@ from types import MappingProxyType
 from typing import Any
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load, save_file
 from transformers import Gemma4AssistantConfig, Gemma4AssistantForCausalLM, Gemma4TextConfig
 
 from core.model.assistant import ORDERING
@@ -74,7 +74,7 @@ def make_pair(
     width = sizes.get("hidden_size", HIDDEN)
     changes = {"backbone_hidden_size": width} | changes
     assistant = make_assistant(folder / "assistant", dtype=dtype, text={"hidden_size": width} | text, **changes)
-    weights, own = (load_file(one / "model.safetensors") for one in (target, assistant))
+    weights, own = (load((one / "model.safetensors").read_bytes()) for one in (target, assistant))
     table = weights["model.embed_tokens.weight"]
     weights["lm_head.weight"] = own["model.embed_tokens.weight"] = table.roll(1, 0).contiguous()
     own["pre_projection.weight"] = torch.cat([torch.eye(width), torch.zeros(width, width)], 1).to(dtype)

@@ -7,7 +7,7 @@ import re
 from pathlib import Path
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load, save_file
 from torch import Tensor
 
 from tests.core.families import SPREAD
@@ -28,7 +28,8 @@ ADDS = re.compile(r"(o_proj|out_proj|down_proj)(\.weight)?$")
 
 def add_mtp(folder: Path, family: str) -> Path:
     """Add a head of random weights to the model in this folder: another layer like its last, and what surrounds it."""
-    weights = load_file(folder / "model.safetensors")
+    # Read, not mapped: on Windows a file that is mapped cannot be written.
+    weights = load((folder / "model.safetensors").read_bytes())
     config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     text = config.get("text_config", config)
     layers, hidden = text["num_hidden_layers"], text["hidden_size"]
@@ -57,7 +58,7 @@ def make_predictable(folder: Path, family: str) -> Path:
     No layer adds anything, so that the output head reads the last token's embedding. Each row of the output head is the
     embedding of the token before.
     """
-    weights = load_file(folder / "model.safetensors")
+    weights = load((folder / "model.safetensors").read_bytes())
     table = weights["model.embed_tokens.weight"]
     weights["lm_head.weight"] = table.roll(1, 0).contiguous()
     for name in [name for name in weights if ADDS.search(name)]:

@@ -77,7 +77,7 @@ def looping_pdf(folder: Path) -> Path:
 HOSTILE: dict[str, tuple[Make, str]] = {
     "1 GB of zeros": (zeros, "at most 8 are read"),
     "a folder": (lambda folder: folder, "not a file"),
-    "nothing there": (lambda folder: folder / "gone.txt", "No such file"),
+    "nothing there": (lambda folder: folder / "gone.txt", "gone.txt cannot be read"),
     "empty": (written("e.txt", b""), "It is empty"),
     "nothing but space": (written("s.txt", b" \n\t\r\n  "), "It is empty"),
     "a program": (written("p.txt", b"\x7fELF" + bytes(range(256)) * 9), "can be attached"),
