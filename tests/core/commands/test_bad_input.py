@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load, save_file
 
 from core.__main__ import main
 from core.engine import Engine
@@ -110,7 +110,7 @@ def in_turn(*damages: Callable[[Path], None]) -> Callable[[Path], None]:
 
 def change_tensors(change: Callable[[dict[str, torch.Tensor]], object]) -> Callable[[Path], None]:
     def damage(folder: Path) -> None:
-        tensors = {name: tensor.clone() for name, tensor in load_file(folder / WEIGHTS).items()}
+        tensors = {name: tensor.clone() for name, tensor in load((folder / WEIGHTS).read_bytes()).items()}
         change(tensors)
         save_file(tensors, folder / WEIGHTS, metadata={"format": "pt"})
 

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load, save_file
 from torch import Tensor
 
 from core.kernels.matmul import host_matmul
@@ -40,7 +40,7 @@ EXACT = {bucket(rows): "widened-fp32" for rows in (MOST_FEW + 1, 1000)}
 def round_weights(folder: Path) -> None:
     """Round weights to bf16 values, in a checkpoint that stays fp32."""
     for file in folder.glob("*.safetensors"):
-        rounded = {n: t.bfloat16().float() if t.dim() > 1 else t for n, t in load_file(file).items()}
+        rounded = {n: t.bfloat16().float() if t.dim() > 1 else t for n, t in load(file.read_bytes()).items()}
         save_file(rounded, file, {"format": "pt"})
 
 
@@ -50,7 +50,7 @@ def vary_vectors(folder: Path) -> None:
     for file in folder.glob("*.safetensors"):
         varied = {
             name: one + 0.2 * torch.randn(one.shape, generator=draw).to(one.dtype) if one.dim() == 1 else one
-            for name, one in load_file(file).items()
+            for name, one in load(file.read_bytes()).items()
         }
         save_file(varied, file, {"format": "pt"})
 

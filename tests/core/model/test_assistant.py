@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load, save_file
 from torch import Tensor
 from transformers import AutoModelForCausalLM, Gemma4AssistantForCausalLM
 from transformers.generation.candidate_generator import SinglePositionMultiTokenCandidateGenerator
@@ -163,7 +163,7 @@ def test_damaged_assistants_are_refused(tmp_path: Path) -> None:
     target, assistant = make_target(tmp_path / "t"), make_assistant(tmp_path / "a", **CLUSTERS)
     opened(target, assistant)
     file = assistant / "model.safetensors"
-    tensors = load_file(file)
+    tensors = load(file.read_bytes())
     damaged: list[dict[str, Tensor]] = [
         {name: one for name, one in tensors.items() if name != ORDERING},
         {name: one for name, one in tensors.items() if name != "post_projection.weight"},

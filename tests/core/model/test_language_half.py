@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load, save_file
 
 from core.errors import UnsupportedModel
 from core.model.blueprint import build, config_from
@@ -41,7 +41,7 @@ def test_towers_are_not_counted(tmp_path: Path) -> None:
 def test_a_fine_tune_of_the_language_model_alone_is_one(tmp_path: Path) -> None:
     """Saved as the text-only class under the complete model's name, with the weight names of that class."""
     whole = make_composite("qwen3_5", tmp_path)
-    tensors = load_file(tmp_path / "model.safetensors")
+    tensors = load((tmp_path / "model.safetensors").read_bytes())
     text = {name.replace("language_model.", ""): value for name, value in tensors.items() if "visual" not in name}
     save_file(text, tmp_path / "model.safetensors", metadata={"format": "pt"})
     change_config(tmp_path, architectures=["Qwen3_5ForCausalLM"])

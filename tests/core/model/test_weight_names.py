@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load, save_file
 from torch import Tensor
 
 from core.errors import ModelUnreadable
@@ -27,7 +27,7 @@ Tensors = dict[str, Tensor]
 
 
 def rewrite(folder: Path, change: Callable[[Tensors], Any], **config: Any) -> Path:
-    tensors = {name: value.clone() for name, value in load_file(folder / "model.safetensors").items()}
+    tensors = {name: value.clone() for name, value in load((folder / "model.safetensors").read_bytes()).items()}
     change(tensors)
     save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
     content = json.loads((folder / "config.json").read_text("utf-8")) | config
@@ -145,7 +145,7 @@ def test_a_tied_head_is_counted_once() -> None:
 def test_one_tensor_is_for_both(missing: str, folder: Path, other: Path) -> None:
     tied = make_model("llama", other)
     expected = reference_tokens(tied, PROMPT, 24)
-    there = load_file(tied / "model.safetensors")[TABLE]
+    there = load((tied / "model.safetensors").read_bytes())[TABLE]
     rewrite(folder, lambda tensors: (tensors.update({TABLE: there, HEAD: there.clone()}), tensors.pop(missing)))
     assert survey(open_source(folder).module).head_tied
     assert GreedyPath(folder).tokens(PROMPT, 24) == expected

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load, save_file
 from torch import Tensor
 
 from core.errors import HeteGenError, ModelUnreadable, UnsupportedModel
@@ -98,7 +98,7 @@ SETTINGS: dict[str, tuple[str, dict[str, Any], str]] = {
 def test_a_damaged_part_gives_a_sentence(name: str, tmp_path: Path) -> None:
     kind, damage, error, words = PARTS[name]
     write_stored(tmp_path, FORMATS[kind])
-    tensors = load_file(tmp_path / "model.safetensors")
+    tensors = load((tmp_path / "model.safetensors").read_bytes())
     damage(tensors)
     save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, tmp_path / "model.safetensors")
     with pytest.raises(error, match=words):
@@ -127,7 +127,7 @@ def test_a_file_that_is_cut_off_gives_a_sentence(kind: str, tmp_path: Path) -> N
 def test_fp8_without_scales_anywhere_is_only_shorter_numbers(tmp_path: Path) -> None:
     exact = write_stored(tmp_path / "m", FORMATS["fp8 in blocks"])
     file = tmp_path / "m" / "model.safetensors"
-    tensors = {name: value for name, value in load_file(file).items() if not name.endswith("_scale_inv")}
+    tensors = {name: value for name, value in load(file.read_bytes()).items() if not name.endswith("_scale_inv")}
     save_file(tensors, file)
     assert greedy(tmp_path / "m", 4) != []
     assert len(tensors) == len(exact)

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load, save_file
 from torch import Tensor
 from transformers import AutoModelForCausalLM
 
@@ -39,7 +39,7 @@ def write_stored(folder: Path, stored: Stored, family: str = "llama", **changes:
     sizes = SIZES if family == "llama" else {}
     make_model(family, folder, **(sizes | changes))
     file = folder / "model.safetensors"
-    exact, kept = load_file(file), {}
+    exact, kept = load(file.read_bytes()), {}
     for name, value in exact.items():
         if LINEAR.search(name):
             tensors, exact[name] = stored.pack(value.float())
