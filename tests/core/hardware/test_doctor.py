@@ -11,7 +11,7 @@ from core.units import GIB
 from tests.core.machines import A10, DESKTOP, LAPTOP, simulated
 
 INSTALLED = Software("Linux", "3.11", "2.13+cu130", "13.0", "580.1", ("avx2",))
-ARC = GraphicsCard("Intel", "Intel Arc B580", "Battlemage", "1.6.33578")
+ARC = GraphicsCard("Intel", "Intel Arc B580", "Battlemage", "32.0.101.8509")
 OLD_DRIVER = GraphicsCard("NVIDIA", "RTX", "8.9", "470.1")
 NO_CARD = replace(INSTALLED, driver="", cuda="", torch="2.13+cpu")
 
@@ -35,7 +35,7 @@ def link(**changes: Any) -> Hardware:
 @pytest.mark.parametrize(
     ("hardware", "installed", "word"),
     [
-        (LAPTOP, replace(NO_CARD, cards=(ARC,)), "There is an Intel Arc B580 (driver 1.6.33578), but"),
+        (LAPTOP, replace(NO_CARD, cards=(ARC,)), "There is an Intel Arc B580 (driver 32.0.101.8509), but"),
         (LAPTOP, replace(INSTALLED, cards=(ARC,)), "(2.13+cu130) cannot use it"),
         (LAPTOP, replace(NO_CARD, cards=(GraphicsCard("Intel", "Arc"),)), "The Arc has no driver for computing."),
         (LAPTOP, replace(NO_CARD, cards=(OLD_DRIVER,)), "driver 470.1 of the RTX is too old"),

@@ -139,10 +139,11 @@ def test_a_wrong_pair_is_refused_when_it_is_loaded(tmp_path: Path) -> None:
     file.write_text(json.dumps(known), "utf-8")
     with pytest.raises(BadRequest, match="a cannot draft for this model"):
         loaded_model(target, options)
-    weights = assistant / "model.safetensors"
+    damaged = make_assistant(tmp_path / "damaged")
+    weights = damaged / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:-1000])
     with pytest.raises(ModelUnreadable):
-        loaded_model(target, options)
+        loaded_model(target, replace(options, draft=str(damaged)))
     with pytest.raises(BadRequest, match="other cannot draft for this model"):
         loaded_model(
             make_target(tmp_path / "t", hidden_size=32), replace(options, draft=str(make_assistant(tmp_path / "other")))
