@@ -10,9 +10,8 @@ from core.spec import Plan
 from core.units import MIB
 
 LEAST_BYTES, MOST_BYTES = 4 * MIB, 1024 * MIB
-"""A token that reads fewer bytes is fast anyway (the guide, which reads 8 MB, is not: straight passes take a third from
-its token); beside reading more, a fraction of a millisecond makes no difference,
-and the rehearsal would be felt."""
+"""A token that reads fewer bytes is fast anyway (the guide's reads 8 MB, and takes a third less by straight passes);
+beside reading more, a fraction of a millisecond makes no difference, and the rehearsal would be felt."""
 
 log = logging.getLogger(__name__)
 
