@@ -76,7 +76,8 @@ class ModelSession(QObject):
         self._set(replace(self.state, **fields))
 
     def check(self, source: str, options: LoadOptions) -> None:
-        """Find out whether another model can be loaded, while the reply goes on."""
+        """Find out whether another model can be loaded, while the reply goes on. Replaces an earlier check."""
+        self._end_check()
         self._withdraw()
         self.wished = Wished(source, options)
         if host_of(source):

@@ -158,3 +158,17 @@ def test_a_model_on_another_computer_is_checked_there(
             assert "has no model named small/model" in app.window.notices.notices[0].sentence
         assert not app.session.state.candidate
     assert not engine.checked
+
+
+def test_only_the_model_that_was_chosen_last_is_waited_for(
+    qtbot: QtBot, app: Application, engine: ScriptedEngine
+) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        app.window.model_chosen.emit("some/other")
+        app.window.model_chosen.emit(f"remote:http://127.0.0.1:{server.getsockname()[1]}/v1#big/model")
+        engine.gate.set()
+        qtbot.waitUntil(lambda: not app.session.state.busy)
+        assert engine.checked == ["some/other"]
+        assert texts(app) == ["A question", "Half of it."]
+        assert engine.sources == ["some/model"], "what was found out of one does not load another"
+        app.session.model.cancel_load()
