@@ -37,7 +37,7 @@ def add_mtp(folder: Path, family: str) -> Path:
     generator = torch.Generator().manual_seed(11)
     model = next(name for name in weights if name.endswith("embed_tokens.weight")).removesuffix("embed_tokens.weight")
     last = f"{model}layers.{layers - 1}."
-    for name in [name for name in weights if name.startswith(last)]:
+    for name in sorted(name for name in weights if name.startswith(last)):  # read in another order each time
         value = weights[name]
         new = torch.randn(value.shape, generator=generator) * SPREAD if value.dim() > 1 else value.float()
         weights[stem + name.removeprefix(last)] = new.to(value.dtype, copy=True)

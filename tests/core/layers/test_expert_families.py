@@ -48,18 +48,22 @@ def vary_vectors(folder: Path) -> None:
     """Let gains, biases and the like differ from those of new models, ones and zeros, which would hide mistakes."""
     draw = torch.Generator().manual_seed(7)
     for file in folder.glob("*.safetensors"):
+        # In the order of names: `load` gives them in another order each time, and so another model.
         varied = {
             name: one + 0.2 * torch.randn(one.shape, generator=draw).to(one.dtype) if one.dim() == 1 else one
-            for name, one in load(file.read_bytes()).items()
+            for name, one in sorted(load(file.read_bytes()).items())
         }
         save_file(varied, file, {"format": "pt"})
 
 
 def store_in_bf16(root: Any) -> None:
-    """Store all linears of a loaded fp32 model in bf16, and fuse it anew."""
+    """Store all linears of a loaded fp32 model in bf16, except its head, and fuse it anew.
+
+    Mamba-2 rounds what its head reads to the type of the head's weights, which transformers' fp32 model does not.
+    """
     linears = chain.from_iterable(chain(*moe.linears_of(module).values(), [module]) for module in root.modules())
     for linear in linears:
-        if isinstance(linear, HostLinear):
+        if isinstance(linear, HostLinear) and linear is not root.get_output_embeddings():
             linear.host = HostWeight(host_matmul(quantize(linear.host.weight.data.bfloat16(), "bf16"), EXACT))
             linear.lead([])
     for room in (fused_experts, fused_routers, fused_mixtures):
