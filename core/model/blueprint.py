@@ -23,6 +23,7 @@ from core.layers.attention import register as register_attention
 from core.layers.kv_cache import cache_argument, is_usual
 from core.layers.moe import register as register_experts
 from core.model.language_half import auto_class, language_half, spoken_part, text_config, without_towers
+from core.model.thread_dtype import building
 from core.sentence import sentence
 from core.startup.torch_stubs import bare_torch
 from core.weights.weight_files import check_folder
@@ -96,7 +97,7 @@ def module_tree(config: Any, dtype: torch.dtype) -> Any:
     obstacle = ""
     for attention, where in ways:
         try:
-            with bare_torch(), without_towers(), where(), no_init_weights():
+            with building(), bare_torch(), without_towers(), where(), no_init_weights():
                 module = family.from_config(config, attn_implementation=attention, **options)
             module = language_half(module)
             if attention == ATTENTION and (obstacle := own_attention(module)):
@@ -124,10 +125,10 @@ def whole_tree(config: Any, dtype: torch.dtype) -> Any:
     if family is None:
         raise _no_causal_lm(config)
     try:
-        with bare_torch(), without_towers(), OnlyComputed(), no_init_weights():
+        with building(), bare_torch(), without_towers(), OnlyComputed(), no_init_weights():
             module = family.from_config(config, dtype=dtype, attn_implementation="sdpa", trust_remote_code=False)
     except (ValueError, RuntimeError):
-        with bare_torch(), without_towers(), all_on_meta(), no_init_weights():
+        with building(), bare_torch(), without_towers(), all_on_meta(), no_init_weights():
             module = family.from_config(config, dtype=dtype, attn_implementation="eager", trust_remote_code=False)
     return module.eval().requires_grad_(False)
 
