@@ -115,9 +115,9 @@ static void do_task(const void *context, int64_t index, int64_t thread) {
     const Shape *n = &w->a.n;
     const Attention *a = n->recent && index % n->splits == n->splits - 1 ? &w->recent : &w->a;
     (void)thread;
-    if (w->isa == 3 && attention_suits_avx512(n)) attention_task_avx512(a, index);
-    else if (w->isa >= 1 && w->isa <= 3 && attention_suits_avx2(n)) attention_task_avx2(a, index);
-    else if (w->isa >= 1 && w->isa <= 3) task_avx2(a, index);
+    if (w->isa == ISA_AVX512 && attention_suits_avx512(n)) attention_task_avx512(a, index);
+    else if (takes_avx2(w->isa) && attention_suits_avx2(n)) attention_task_avx2(a, index);
+    else if (takes_avx2(w->isa)) task_avx2(a, index);
     else task_plain(a, index);
 }
 

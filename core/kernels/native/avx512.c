@@ -2,6 +2,7 @@
  * multiplied with all of them. More rows (compute-bound): 32 rows of weights are repacked into a panel that stays in
  * the cache, four columns of sixteen rows per register, and used for all rows of input. */
 #include "kernels.h"
+#include "processor.h"
 
 #if defined(HETEGEN_X86)
 #include "avx512.h"

@@ -1,13 +1,8 @@
 /* The entry points: instruction set selection, division of rows among threads, and the exported products. */
 #include "dispatch.h"
 #include "calls.h"
+#include "processor.h"
 #include "thread_pool.h"
-
-#if defined(_MSC_VER)
-#include <intrin.h>
-#endif
-
-enum Isa { ISA_NONE = 0, ISA_AVX2 = 1, ISA_AVXVNNI = 2, ISA_AVX512 = 3, ISA_NEON = 4 };
 
 const Kernels *kernels_of(int isa) {
     switch (isa) {
@@ -19,72 +14,14 @@ const Kernels *kernels_of(int isa) {
     }
 }
 
-#if defined(HETEGEN_X86) && !defined(_MSC_VER)
-static int supported(int isa) {
-    __builtin_cpu_init();
-    int avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c");
-    switch (isa) {
-        case ISA_AVX2: return avx2;
-        case ISA_AVXVNNI: return avx2 && __builtin_cpu_supports("avxvnni");
-        case ISA_AVX512:
-            return avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
-                   __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq") &&
-                   __builtin_cpu_supports("avx512vnni");
-        default: return 0;
-    }
-}
-#elif defined(HETEGEN_X86)
-static int supported(int isa) {
-    int basic[4], wide[4], more[4];
-    __cpuid(basic, 1);
-    if (!(basic[2] >> 27 & 1)) return 0; /* the system does not save the AVX registers */
-    unsigned long long saved = _xgetbv(0);
-    __cpuidex(wide, 7, 0);
-    __cpuidex(more, 7, 1);
-    int avx2 = (saved & 6) == 6 && (basic[2] >> 12 & 1) && (basic[2] >> 29 & 1) && (wide[1] >> 5 & 1);
-    switch (isa) {
-        case ISA_AVX2: return avx2;
-        case ISA_AVXVNNI: return avx2 && (more[0] >> 4 & 1);
-        case ISA_AVX512:
-            return avx2 && (saved & 0xe6) == 0xe6 && (wide[1] >> 16 & 1) && (wide[1] >> 17 & 1) &&
-                   (wide[1] >> 30 & 1) && (wide[1] >> 31 & 1) && (wide[2] >> 11 & 1);
-        default: return 0;
-    }
-}
-#elif defined(HETEGEN_ARM) && defined(__linux__)
-#include <sys/auxv.h>
-static int supported(int isa) { return isa == ISA_NEON && (getauxval(AT_HWCAP) >> 20 & 1); } /* dot products */
-#elif defined(HETEGEN_ARM) && defined(_MSC_VER)
-#include <windows.h>
-static int supported(int isa) { return isa == ISA_NEON && IsProcessorFeaturePresent(43); } /* dot products */
-#else
-static int supported(int isa) { return isa == ISA_NEON; }
-#endif
-
-#if defined(HETEGEN_X86) && !defined(_MSC_VER)
-int has_short_products(void) { return __builtin_cpu_supports("avx512bf16") && __builtin_cpu_supports("avx512vbmi"); }
-#else
-int has_short_products(void) { return 0; }
-#endif
-
-/* With AMX, torch multiplies tiles of bf16, many times as fast as pairs. */
-#if defined(HETEGEN_X86) && !defined(_MSC_VER)
-#include <cpuid.h>
-static int has_tiles(void) {
-    unsigned a, b, c, d;
-    return __get_cpuid_count(7, 0, &a, &b, &c, &d) && (d >> 22 & 1);
-}
-#else
-static int has_tiles(void) { return 0; }
-#endif
-
-/* Whether attention of many query rows in bf16 is faster than torch's. */
+/* Whether attention of many query rows in bf16 is faster than torch's, which multiplies tiles of bf16 where there are
+ * any, many times as fast as pairs. */
 EXPORT int hetegen_attends_short(void) { return !has_tiles(); }
 
 /* Changes with every change of the exported calls: Python rejects a library left over from another version. */
 EXPORT int hetegen_version(void) { return 27; }
 
-EXPORT int hetegen_supports(int isa) { return kernels_of(isa) != NULL && supported(isa); }
+EXPORT int hetegen_supports(int isa) { return kernels_of(isa) != NULL && runs_kernels_of(isa); }
 
 /* ---- sharing rows among threads ---- */
 

@@ -272,8 +272,8 @@ static void encode_rows(const void *context, int64_t task, int64_t thread) {
     const Conversion *c = context;
     (void)thread;
     for (int64_t row = task * TASK_ROWS; row < (task + 1) * TASK_ROWS && row < c->rows; row++) {
-        if (c->isa == 3) row_avx512(c->e, c->format, row);
-        else if (c->isa == 1 || c->isa == 2) row_avx2(c->e, c->format, row);
+        if (c->isa == ISA_AVX512) row_avx512(c->e, c->format, row);
+        else if (takes_avx2(c->isa)) row_avx2(c->e, c->format, row);
         else row_plain(c->e, c->format, row);
     }
 }

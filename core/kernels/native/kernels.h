@@ -35,6 +35,10 @@
 #define HETEGEN_ARM 1
 #endif
 
+/* Instruction sets with kernels of their own; those for AVX2 run on all of x86's. */
+enum Isa { ISA_NONE = 0, ISA_AVX2 = 1, ISA_AVXVNNI = 2, ISA_AVX512 = 3, ISA_NEON = 4 };
+INLINE int takes_avx2(int isa) { return isa >= ISA_AVX2 && isa <= ISA_AVX512; }
+
 /* FEW_ROWS: input rows that are multiplied with a row of weights at a time. Up to MOST_FEW input rows, which take
  * several turns, each gives the same bits whatever the others are: drafts are verified in passes of as many. */
 enum { BLOCK = 64, GROUP = 32, PANEL = 32, FEW_ROWS = 8, MOST_FEW = 16 };
@@ -172,9 +176,6 @@ typedef struct {
     int takes_shorts;  /* float8 weights take permuted bf16, and bf16 weights take bf16 inputs as given */
     ArrangeKernel arrange; /* NULL: blocks are not reordered */
 } Kernels;
-
-/* Whether the processor has AVX512_BF16 and AVX512_VBMI. */
-int has_short_products(void);
 
 const Kernels *kernels_avx512(void);
 const Kernels *kernels_avxvnni(void);

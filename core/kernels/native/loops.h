@@ -3,7 +3,7 @@
 #if defined(HETEGEN_X86)
 LOOPS(avx2, TARGET("avx2,fma"))
 LOOPS(avx512, TARGET("avx2,fma,avx512f,avx512bw,avx512vl,avx512dq"))
-static const Loops *loops_of(int isa) { return isa == 3 ? &avx512 : &avx2; }
+static const Loops *loops_of(int isa) { return isa == ISA_AVX512 ? &avx512 : &avx2; }
 #else
 LOOPS(plain, )
 static const Loops *loops_of(int isa) {

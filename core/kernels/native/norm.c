@@ -60,8 +60,8 @@ INLINE void norm_row(const Norm *n, int64_t row, const int type) {
 static void do_row(const void *context, int64_t row, int64_t thread) {
     const Norm *n = context;
     (void)thread;
-    if (n->isa == 3) row_avx512(n, row);
-    else if (n->isa == 1 || n->isa == 2) row_avx2(n, row);
+    if (n->isa == ISA_AVX512) row_avx512(n, row);
+    else if (takes_avx2(n->isa)) row_avx2(n, row);
     else row_plain(n, row);
 }
 

@@ -86,7 +86,7 @@ TARGET("avx2,fma") static void rows_avx2(const Packing *p, int64_t index) { do_r
 static void do_task(const void *context, int64_t index, int64_t thread) {
     const Packing *p = context;
     (void)thread;
-    if (p->isa >= 1 && p->isa <= 3) rows_avx2(p, index);
+    if (takes_avx2(p->isa)) rows_avx2(p, index);
     else rows_plain(p, index);
 }
 

@@ -2,6 +2,7 @@
 #include "prompt_attention.h"
 #include "calls.h"
 #include "dispatch.h"
+#include "processor.h"
 #include "thread_pool.h"
 
 typedef void (*BlockKernel)(const Block *block);
@@ -141,8 +142,8 @@ EXPORT int hetegen_prompt_attention(int isa, const int64_t *shape, const void *q
                                     void *scratch, int threads) {
     Attention a = {*(const Shape *)shape, q, states->k, states->v, 0, (const uint8_t *)mask, (const float *)sinks, scale,
                    softcap, out, type, NULL};
-    int paired = isa == 3 && type == TYPE_BF16 && has_short_products();
-    BlockKernel kernel = paired ? prompt_block_pairs : isa == 3 ? prompt_block_avx512 : prompt_block_avx2;
+    int paired = isa == ISA_AVX512 && type == TYPE_BF16 && has_short_products();
+    BlockKernel kernel = paired ? prompt_block_pairs : isa == ISA_AVX512 ? prompt_block_avx512 : prompt_block_avx2;
     Prompt p = {&a, (int32_t *)scratch, (task_rows(&a.n) + BLOCK_ROWS - 1) / BLOCK_ROWS, kernel,
                 (uint32_t *)scratch + seen_cells(&a.n), paired};
     if (!find_all_seen(&a, causal, (int32_t *)scratch)) return 0;

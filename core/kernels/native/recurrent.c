@@ -183,7 +183,7 @@ STEPS(avx512, TARGET("avx2,fma,avx512f,avx512bw,avx512vl,avx512dq"))
 #else
 STEPS(avx512, TARGET("avx2,fma,avx512f,avx512bw,avx512vl,avx512dq,prefer-vector-width=512"))
 #endif
-static const Steps *steps_of(int isa) { return isa == 3 ? &avx512 : &avx2; }
+static const Steps *steps_of(int isa) { return isa == ISA_AVX512 ? &avx512 : &avx2; }
 #else
 STEPS(plain, )
 static const Steps *steps_of(int isa) {
