@@ -4,7 +4,11 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from contextlib import suppress
 from pathlib import Path
+
+END_S = 5.0
+"""A process that was killed ends at once, unless its driver holds it."""
 
 
 def command(module: str, argument: str, *arguments: str) -> list[str]:
@@ -35,3 +39,11 @@ def without_crash_windows() -> None:
         msvcrt.SetErrorMode(
             msvcrt.SEM_FAILCRITICALERRORS | msvcrt.SEM_NOGPFAULTERRORBOX | msvcrt.SEM_NOOPENFILEERRORBOX
         )
+
+
+def ends(process: subprocess.Popen[bytes]) -> bool:
+    """End a process; return whether it has ended. One that its driver holds is left behind, unwaited for."""
+    process.kill()
+    with suppress(subprocess.TimeoutExpired):
+        process.wait(END_S)
+    return process.returncode is not None

@@ -25,7 +25,7 @@ from threading import Thread
 from typing import IO
 
 from core.errors import HeteGenError
-from core.own_process import command, source_folder, without_crash_windows, without_window
+from core.own_process import END_S, command, ends, source_folder, without_crash_windows, without_window
 from core.spec import NO_TRIAL, Abilities, Attempt, parse_abilities
 from core.startup.torch_folder import use_packages
 
@@ -33,8 +33,6 @@ ARGUMENT = "--try-card"
 """The argument that makes a bundle's own executable, which has no Python beside it, call `main`."""
 LIMIT_S = 120.0
 """For each step. The first one imports torch and compiles, the others may compile kernels, too."""
-END_S = 5.0
-"""A process that was killed ends at once, unless it is held in its driver."""
 LAST_WORDS = 200
 """Characters of what the driver said last."""
 
@@ -120,7 +118,7 @@ def _another_process(index: int, packages: str, without: Sequence[str]) -> tuple
         except OSError as error:
             return Trial(f"It could not be tried: {error.strerror or error}."), Step()
         trial, step = _followed(process, errors)
-        if _ends(process):
+        if ends(process):
             return trial, step
         return Trial("Its driver holds the program that tried it, so that it cannot be ended."), Step()
 
@@ -176,14 +174,6 @@ def _last_words(process: subprocess.Popen[bytes], errors: IO[bytes]) -> str:
     lines = errors.read().decode("utf-8", "replace").strip().splitlines()
     said = f": {lines[-1].strip()[:LAST_WORDS]}" if lines else "."
     return f"The driver ended the program that tried it (exit code {ended}){said}"
-
-
-def _ends(process: subprocess.Popen[bytes]) -> bool:
-    """End the process; return whether it has ended."""
-    process.kill()
-    with suppress(subprocess.TimeoutExpired):
-        process.wait(END_S)
-    return process.returncode is not None
 
 
 if __name__ == "__main__":

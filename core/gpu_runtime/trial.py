@@ -6,10 +6,11 @@ import json
 import os
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 from core.gpu_runtime.store import TrialResult
-from core.own_process import command, source_folder, without_crash_windows, without_window
+from core.own_process import command, ends, source_folder, without_crash_windows, without_window
 from core.sentence import pack, sentence, unpack
 from core.startup.torch_folder import packages_of, use_packages
 
@@ -27,21 +28,36 @@ def attempt(folder: Path, driver: str) -> TrialResult:
 
 def _outcome(asked: list[str]) -> tuple[str, str]:
     """Return the card's name and "", or "" and a sentence with the reason."""
-    try:
-        done = subprocess.run(
-            asked, cwd=source_folder(), capture_output=True, timeout=LIMIT_S, check=False,
-            creationflags=without_window(),
-        )  # fmt: skip
-    except subprocess.TimeoutExpired:
-        return "", sentence("It did not answer within {} seconds.", LIMIT_S)
-    except OSError as error:
-        return "", sentence("It could not be started: {}.", error.strerror or error)
-    lines = done.stdout.decode("utf-8", "replace").strip().splitlines()
+    with tempfile.TemporaryFile() as output:  # nobody has to read on from a process that is left behind
+        try:
+            process = subprocess.Popen(
+                asked, cwd=source_folder(), stdout=output, stderr=subprocess.DEVNULL, creationflags=without_window()
+            )
+        except OSError as error:
+            return "", sentence("It could not be started: {}.", error.strerror or error)
+        if why := _overdue(process):
+            return "", why
+        output.seek(0)
+        lines = output.read().decode("utf-8", "replace").strip().splitlines()
     try:
         told = json.loads(lines[-1])
         return str(told["device"]), unpack(told["why"])
     except (IndexError, ValueError, KeyError, TypeError):
-        return "", sentence("It crashed when it was tried (exit code {}).", done.returncode)
+        return "", sentence("It crashed when it was tried (exit code {}).", process.returncode)
+
+
+def _overdue(process: subprocess.Popen[bytes]) -> str:
+    """Wait for a process and end it; return "" if it ended in time, else a sentence."""
+    try:
+        process.wait(LIMIT_S)
+        late = False
+    except subprocess.TimeoutExpired:
+        late = True
+    finally:
+        ended = ends(process)
+    if not ended:
+        return sentence("Its driver holds the program that tried it, so that it cannot be ended.")
+    return sentence("It did not answer within {} seconds.", LIMIT_S) if late else ""
 
 
 def kernel() -> tuple[str, str]:
