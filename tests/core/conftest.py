@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import math
 import os
 from collections.abc import Iterator
 from copy import deepcopy
@@ -77,6 +78,14 @@ def _one_processor() -> Iterator[None]:
 @pytest.fixture(autouse=True)
 def _measured_once(_own_folders: None, _shared_home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(HOME_VARIABLE, str(_shared_home))
+
+
+@pytest.fixture
+def steady(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let plans change in mid-reply only where a test asks for it: looks at the memory come by the clock, and measured
+    speeds, which are remembered for the next load of the model, are those of a busy machine."""
+    for name in ("LOOK_EVERY_S", "RETURN_EVERY_S", "LEARN_TOKENS"):
+        monkeypatch.setattr(f"core.runtime.replanner.{name}", math.inf)
 
 
 @pytest.fixture

@@ -1,10 +1,14 @@
-"""Fixtures of tests of graphs."""
+"""Fixtures of tests of graphs, and replies whose plans depend on no clock."""
 
 from __future__ import annotations
 
 import pytest
 
 from tests.core.offload.test_hetero_linear import Bench
+
+
+@pytest.fixture(autouse=True)
+def _steady(steady: None) -> None: ...
 
 
 @pytest.fixture(scope="module")

@@ -39,6 +39,7 @@
 #include <torch/library.h>
 #include <unistd.h>
 
+#include <atomic>
 #include <chrono>
 #include <condition_variable>
 #include <cstring>
@@ -188,7 +189,7 @@ struct Device {
   Capture* capture = nullptr;
   int64_t launches = 0, replays = 0, fail_at = -1, allocations = 0, full_from = -1, full_to = -1, copies_up = 0, copies_down = 0;
   double shared_lag = 0; // seconds that a kernel waits in addition when it reads the host's memory
-  bool plugged = false, lost = false, unified = false, one_stream = false;
+  std::atomic<bool> plugged = false, lost = false, unified = false, one_stream = false; // asked for without the lock
   int violations = 0, next = 0;
   std::string first, failure;
 };
@@ -431,7 +432,9 @@ struct DeviceMemory final : c10::DeviceAllocator {
     known.join(d.host);
     char* found = d.memory.take(whole, current, known);
     if (!found) { // as a card's allocator does when only memory of other streams is left
+      lock.unlock(); // whoever waits while it holds the lock twice keeps it
       synchronize_all();
+      lock.lock();
       found = d.memory.take(whole, current, d.host);
     }
     TORCH_CHECK_WITH(OutOfMemoryError, found, "second device out of memory: in pieces");
@@ -862,22 +865,23 @@ Tensor empty(at::IntArrayRef size, std::optional<at::ScalarType> type, std::opti
   return at::detail::empty_generic(size, &device_memory, keys, type.value_or(at::kFloat), format);
 }
 
-double link_seconds(const Tensor& tensor, bool pinned) {
-  double rate = device().link;
-  return rate > 0 ? double(tensor.nbytes()) / (pinned ? rate : rate / 2) : 0;
+// Count a copy; return the seconds that the link takes for it.
+double begin_transfer(const Tensor& tensor, bool up, bool pinned) {
+  auto& d = device();
+  Lock lock(d.mutex);
+  not_while_capturing();
+  (up ? d.copies_up : d.copies_down)++;
+  return d.link > 0 ? double(tensor.nbytes()) / (pinned ? d.link : d.link / 2) : 0;
 }
 
 // Between host and device. What is not pinned is staged first, or waited for.
 void transfer(const Tensor& from, const Tensor& to, bool later) {
   bool up = ours(to), pinned = is_pinned(up ? from : to);
-  auto& d = device();
-  not_while_capturing();
-  (up ? d.copies_up : d.copies_down)++;
+  double seconds = begin_transfer(from, up, pinned);
   Tensor source = up && !pinned ? from.clone() : from;
   Uses uses;
   uses.add(source, false);
   uses.add(to, true);
-  double seconds = link_seconds(from, pinned);
   launch(uses, [source = inside(source), target = inside(to), seconds] {
     if (seconds > 0)
       std::this_thread::sleep_for(std::chrono::duration<double>(seconds));
