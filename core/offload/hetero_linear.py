@@ -13,6 +13,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 
+import torch
 from torch import Tensor, nn
 
 from core.accelerators.base import Accelerator, HostCopy
@@ -22,6 +23,7 @@ from core.offload.halves import Halves, Later
 from core.offload.host_weight import DeviceInput, DeviceRows, HostWeight, device_input
 from core.offload.parameter_manager import Chunk, Streaming
 from core.offload.shares import ALONE, ColumnShare, Role, RowShare, Share
+from core.offload.whole_weight import WholeWeight
 from core.spec import Rows
 
 
@@ -92,8 +94,8 @@ class HostLinear(nn.Module):
 
     @property
     def weight(self) -> Tensor:
-        """Return the whole weight (N, K), for Mamba's layers, which multiply by it themselves or read its dtype."""
-        return self.host.whole()
+        """Return the whole weight (N, K), for layers that read its type or multiply by it themselves."""
+        return WholeWeight(self.host.shape, self.host.dtype, torch.device("cpu"), self.host.whole)
 
     def forward(self, x: Tensor) -> Tensor:
         """(..., K) -> (..., N)."""
@@ -194,8 +196,9 @@ class HeteroLinear(nn.Module):
 
     @property
     def weight(self) -> Tensor:
-        """Return the whole weight (N, K) on the device, for Mamba's layers, which multiply by it or read its dtype."""
-        return self.accelerator.to_device(self.host.whole())
+        """Return the whole weight (N, K) on the device, for layers that read its type or multiply by it themselves."""
+        there = self.accelerator
+        return WholeWeight(self.host.shape, self.host.dtype, there.device, lambda: there.to_device(self.host.whole()))
 
     @property
     def is_whole(self) -> bool:

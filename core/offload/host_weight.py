@@ -37,10 +37,10 @@ class HostWeight:
     ) -> None:
         """`dtype`: the compute type of the model; `copy`: a copy of an output head at fewer bits."""
         self._matmul = matmul
-        self._dtype = dtype
+        self.dtype = dtype
         self.copied = None if copy is None else CoarseHead(matmul, copy, READ_AGAIN)
         self.weight = matmul.weight
-        self.rows, self.columns = matmul.rows, matmul.columns
+        self.rows, self.columns = self.shape = matmul.rows, matmul.columns
         self.quantum = QUANTUM
         self.row_bytes = self.weight.row_bytes
         self._cuts: dict[tuple[int, int], HostWeight] = {}
@@ -61,7 +61,7 @@ class HostWeight:
 
     def after(self, row: int) -> HostWeight:
         """Return the rows from `row` on as a weight of their own, which shares its memory."""
-        return HostWeight(ChosenMatmul(self.weight.rows(row, self.rows), self._matmul.by_bucket), self._dtype)
+        return HostWeight(ChosenMatmul(self.weight.rows(row, self.rows), self._matmul.by_bucket), self.dtype)
 
     def cut(self, begin: int, end: int) -> HostWeight:
         """Return columns [begin, end) as a weight, which is cached; little more than some scales is copied for it."""
@@ -78,7 +78,7 @@ class HostWeight:
         self._keep(begin, self.columns, replace(cut, data=cut.data.contiguous()))
 
     def _keep(self, begin: int, end: int, cut: QuantizedWeight) -> None:
-        self._cuts[begin, end] = HostWeight(ChosenMatmul(cut, self._matmul.by_bucket), self._dtype)
+        self._cuts[begin, end] = HostWeight(ChosenMatmul(cut, self._matmul.by_bucket), self.dtype)
 
     def forget_cuts(self) -> None:
         """Drop the cached cuts."""
@@ -86,7 +86,7 @@ class HostWeight:
 
     def whole(self) -> Tensor:
         """Return (N, K) in the model's compute type; a view if the weight is stored in it."""
-        return self.weight.dequantize(self._dtype)
+        return self.weight.dequantize(self.dtype)
 
     def parts(self, begin: int, end: int) -> tuple[Tensor, ...]:
         """Return the rows' bytes as contiguous host tensors (rows, ...), to be packed end to end."""
