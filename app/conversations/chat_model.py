@@ -87,6 +87,8 @@ class ChatModel(QAbstractListModel):
         if conversation is self.conversation:
             self._repath()
         self.added.emit(conversation, turn)
+        if turn.parent is not None:
+            self._follow(conversation.turn(turn.parent))
         return turn
 
     def take_out(self, question: Turn) -> None:
@@ -163,6 +165,12 @@ class ChatModel(QAbstractListModel):
                 self.dataChanged.emit(self.index(row), self.index(row))
                 break
         self.saved.emit(turn)
+
+    def _follow(self, before: Turn) -> None:
+        """A question that was given up, and has a turn after it, is not to be asked again: what follows would go."""
+        if before.role == "user" and before.end:
+            before.end = ""
+            self.changed(before)
 
     def _end_thinking(self, turn: Turn) -> None:
         if self._thinking_since is not None:

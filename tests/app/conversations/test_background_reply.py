@@ -212,6 +212,30 @@ def test_a_question_stopped_during_the_load_stays_unanswered_and_can_be_asked_ag
     assert not find(app.window.transcript, IconButton, "Ask again").isVisible()
 
 
+def test_a_question_that_was_stopped_is_not_offered_again_behind_a_new_one(qtbot: QtBot, start: Start) -> None:
+    engine = ScriptedEngine(answer("Here."))
+    engine.gate.clear()
+    app = start(engine, phase="loading")
+    app.window.composer.submitted.emit("Early")
+    app.session.stop()
+    early = app.chat.turn(0)
+    qtbot.waitUntil(lambda: offers_again(app, early))
+    app.window.composer.submitted.emit("Later")
+    qtbot.waitUntil(lambda: app.window.transcript.view_of(app.chat.turn(1).id) is not None)
+    assert not offers_again(app, early), "what follows it would go"
+    assert not offers_again(app, app.chat.turn(1)), "it is being asked"
+    engine.gate.set()
+    qtbot.waitUntil(lambda: app.chat.rowCount() == 3 and not app.session.state.busy)
+    assert texts(app) == ["Early", "Later", "Here."]
+    assert [turn.end for turn in app.chat.conversation.turns()] == ["", "", "stop"]
+    qtbot.waitUntil(lambda: on_disk("user") == [("Early", ""), ("Later", "")])
+
+
+def offers_again(app: Application, turn: Turn) -> bool:
+    view = app.window.transcript.view_of(turn.id)
+    return view is not None and find(view, IconButton, "Ask again").isVisible()
+
+
 def ask_again(qtbot: QtBot, app: Application) -> None:
     qtbot.waitUntil(lambda: find(app.window.transcript, IconButton, "Ask again").isVisible())
     find(app.window.transcript, IconButton, "Ask again").click()
