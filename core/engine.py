@@ -1,6 +1,7 @@
 """The engine's interface: load a model, chat with it, close it. All results are events.
 
-The only state is the loaded model and its KV cache. Not thread-safe: one thread uses it at a time.
+The only state is the loaded model with its KV cache, and a model that was checked to be loaded next. One thread uses it
+at a time; `check` may be called in another one during a reply.
 """
 
 from __future__ import annotations
@@ -8,6 +9,7 @@ from __future__ import annotations
 import gc
 import time
 from collections.abc import Generator, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 from core.errors import BadRequest, HeteGenError
@@ -40,6 +42,15 @@ PROGRESS_INTERVAL_S = 0.03
 """Minimum interval of progress events: showing each one would delay the load itself."""
 
 
+@dataclass(frozen=True)
+class _Checked:
+    """A model that can be loaded, and what was asked for."""
+
+    source: str | Path | None
+    options: LoadOptions
+    opened: Opened
+
+
 class Engine:
     """Hosts one model at a time. `load`, `chat` and `replan` yield events."""
 
@@ -47,6 +58,8 @@ class Engine:
         prepare_environment()
         self.loaded: LoadedModel | None = None
         """The model in use; None before the first load and after `close`."""
+        self._checked: _Checked | None = None
+        """What the last check has opened, until the next command."""
 
     def load(
         self, source: str | Path | None = None, options: LoadOptions = DEFAULTS, stop: Stop = never
@@ -75,24 +88,36 @@ class Engine:
         except HeteGenError as error:
             yield Failed(error)
 
-    def check(self, source: str | Path | None, options: LoadOptions = DEFAULTS) -> Iterator[Event]:
-        """Find out whether a model can be loaded in place of the one in use, which stays; a reply may be under way.
-        Yields Loading, then Checked or Failed."""
+    def check(self, source: str | Path | None, options: LoadOptions = DEFAULTS, stop: Stop = never) -> Iterator[Event]:
+        """Find out whether a model can be loaded in place of the one in use, which stays, and may reply meanwhile in
+        another thread. A load of it that follows reads nothing again. Yields Loading, then Checked or Failed."""
+        self._checked = None
         try:
             opened = yield from self._open(source, options)
-            opened.machine.close()
-            yield Checked()
+            if not stop():
+                self._checked = _Checked(source, options, opened)
+                yield Checked()
         except HeteGenError as error:
             yield Failed(error)
 
     def _open(self, source: str | Path | None, options: LoadOptions) -> Generator[Loading, None, Opened]:
         opened = yield from open_model(source, options)
-        if self.loaded is not None:
-            check_room(opened, self.loaded)
+        if (present := self.loaded) is not None:
+            check_room(opened, present)
         return opened
 
+    def _take_checked(self, source: str | Path | None, options: LoadOptions) -> Opened | None:
+        """Return what the last check has opened if it was this model, once: its files may change later."""
+        checked, self._checked = self._checked, None
+        known = checked is not None and (checked.source, checked.options) == (source, options)
+        return checked.opened if checked is not None and known else None
+
     def _steps(self, source: str | Path | None, options: LoadOptions) -> Iterator[Loading | Unloaded | LoadedModel]:
-        opened = yield from self._open(source, options)
+        opened = self._take_checked(source, options)
+        if opened is None:
+            opened = yield from self._open(source, options)
+        else:
+            yield Loading("start", 0.0)  # a load that was stopped while it waited ends here
         if self.loaded is not None:
             self.close()
             yield Unloaded()
@@ -101,6 +126,7 @@ class Engine:
     def chat(self, request: Request, stop: Stop = never) -> Iterator[Event]:
         """Answer the last message: pieces as soon as they are certain, Stats a few times a second, then Finished or
         Failed."""
+        self._checked = None
         try:
             if self.loaded is None:
                 raise BadRequest("No model is loaded.", "", "Load a model first.")
@@ -129,6 +155,7 @@ class Engine:
 
     def close(self) -> None:
         """Close the model and free its memory."""
+        self._checked = None
         if self.loaded is None:
             return
         self.loaded.close()

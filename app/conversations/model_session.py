@@ -9,10 +9,9 @@ import logging
 from dataclasses import dataclass, replace
 from typing import Any
 
-from PySide6.QtCore import QObject, QTimer, Signal, Slot
+from PySide6.QtCore import QObject, Signal, Slot
 
-from app.engine.app_state import GUIDE, Phase, State, host_of, name_of
-from app.engine.remote_check import RemoteCheck
+from app.engine.app_state import GUIDE, Phase, State, name_of
 from app.engine.task_thread import Defect
 from app.engine.worker import Worker
 from app.notices import notices
@@ -20,9 +19,6 @@ from core.errors import HeteGenError
 from core.events import Checked, Event, Failed, Finished, Loaded, Loading, LoadOptions, Replanned, Unloaded
 
 log = logging.getLogger(__name__)
-
-PATIENCE_MS = 4000
-"""How long a check may wait for its turn; then the model is loaded, which stops the reply."""
 
 
 @dataclass(frozen=True)
@@ -53,11 +49,7 @@ class ModelSession(QObject):
         super().__init__()
         self.state = State()
         self._worker = worker
-        self._remote = RemoteCheck()
-        self._load_ticket = self._plan_ticket = self._check_ticket = self._remote_ticket = 0
-        # A reply that does not go on, such as that of a server which is gone, gives no room for a check.
-        self._patience = QTimer(self, singleShot=True, interval=PATIENCE_MS)
-        self._patience.timeout.connect(self._on_checked)
+        self._load_ticket = self._plan_ticket = self._check_ticket = 0
         self.wished: Wished | None = None
         """What was to be loaded last, whether it could be or not."""
         self.former: State | None = None
@@ -68,8 +60,8 @@ class ModelSession(QObject):
         """What was said last about a load that ended without a model."""
         worker.told.connect(self._on_event)
         worker.failed.connect(self._on_failed)
-        self._remote.told.connect(self._on_remote_event)
-        self._remote.failed.connect(self._on_remote_failed)
+        worker.checks.told.connect(self._on_check_event)
+        worker.checks.failed.connect(self._on_check_failed)
 
     def change(self, **fields: Any) -> None:
         """Replace these fields of the state and emit `changed`."""
@@ -80,11 +72,7 @@ class ModelSession(QObject):
         self._end_check()
         self._withdraw()
         self.wished = Wished(source, options)
-        if host_of(source):
-            self._remote_ticket = self._remote.check(source)
-        else:
-            self._check_ticket = self._worker.check(source, options)
-        self._patience.start()
+        self._check_ticket = self._worker.check(source, options)
         self.change(candidate=source, loading=Loading("read", 0))
 
     def load(self, source: str, options: LoadOptions) -> None:
@@ -108,11 +96,6 @@ class ModelSession(QObject):
             self._refuse(notices.load_cancelled(name_of(self.state.candidate)))
         elif self.state.phase == "loading":
             self._worker.stop_all()
-
-    def close(self) -> None:
-        """Wait for nothing any more."""
-        self._patience.stop()
-        self._remote.close()
 
     def replan(self, options: LoadOptions) -> None:
         """Apply other memory limits to the loaded model; its weights move after the running reply."""
@@ -156,18 +139,19 @@ class ModelSession(QObject):
             self._former_answers = False
         elif ticket == self._load_ticket:
             self._on_load_event(event)
-        elif ticket == self._check_ticket:
-            self._on_check_event(event)
         elif ticket == self._plan_ticket:
             self._on_plan_event(event)
 
-    def _on_check_event(self, event: Event) -> None:
+    @Slot(int, object)
+    def _on_check_event(self, ticket: int, event: Event) -> None:
+        if ticket != self._check_ticket:
+            return
         match event:
             case Loading():
-                self._patience.stop()
                 self.change(loading=event)
             case Checked():
-                self._on_checked()
+                self._end_check()
+                self.checked.emit(self.wished)
             case Failed(error):
                 log.warning("The model cannot be loaded: %s", error)
                 self._refuse(notices.for_load(error))
@@ -175,19 +159,9 @@ class ModelSession(QObject):
                 pass
 
     @Slot(int, object)
-    def _on_remote_event(self, ticket: int, event: Event) -> None:
-        if ticket == self._remote_ticket:
-            self._on_check_event(event)
-
-    @Slot(int, object)
-    def _on_remote_failed(self, ticket: int, error: HeteGenError) -> None:
-        if ticket == self._remote_ticket:
+    def _on_check_failed(self, ticket: int, error: HeteGenError) -> None:
+        if ticket == self._check_ticket:
             self._refuse(failure_notice(error))
-
-    @Slot()
-    def _on_checked(self) -> None:
-        self._end_check()
-        self.checked.emit(self.wished)
 
     def _refuse(self, notice: notices.Notice) -> None:
         """Keep the model in use: another one was found to be unusable."""
@@ -197,9 +171,8 @@ class ModelSession(QObject):
         self.refused.emit()
 
     def _end_check(self) -> None:
-        self._patience.stop()
-        self._remote.stop(self._remote_ticket)
-        self._check_ticket = self._remote_ticket = 0
+        self._worker.checks.stop(self._check_ticket)
+        self._check_ticket = 0
         if self.state.candidate:
             self.change(candidate="", loading=None)
 
@@ -257,8 +230,6 @@ class ModelSession(QObject):
     def _on_failed(self, ticket: int, error: HeteGenError) -> None:
         if ticket == self._load_ticket:
             self._end_load(notices.for_defect(error.details) if isinstance(error, Defect) else notices.for_load(error))
-        elif ticket == self._check_ticket:
-            self._refuse(failure_notice(error))
         elif ticket == self._plan_ticket:
             self.notice.emit(failure_notice(error))
 

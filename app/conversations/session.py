@@ -107,7 +107,6 @@ class Session(QObject):
     def end(self) -> None:
         """Stop everything at the end of the program; what was said so far is kept."""
         self._worker.stop_all()
-        self.model.close()
         self.replies.end()
 
     def submit(

@@ -35,7 +35,7 @@ def make_remote_engine() -> RemoteEngine:
 
 
 def make_local_engine() -> EngineLike:
-    """Create the local engine, in its thread. Torch is imported here and nowhere earlier."""
+    """Create the local engine, in the engine's thread or that of checks. Torch is imported here and nowhere earlier."""
     link_torch()
     keep_model_index(cache_folder())
     with importing():

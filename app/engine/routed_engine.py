@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from threading import Lock
 
 from app.engine.worker import EngineLike
 from core.events import Event, Loaded, LoadOptions, Request, Stop
@@ -16,6 +17,7 @@ class RoutedEngine:
         self._make = {False: make_local, True: make_remote}
         self._made: dict[bool, EngineLike] = {}
         self._is_remote = False
+        self._making = Lock()
 
     def load(self, source: str, options: LoadOptions, stop: Stop) -> Iterator[Event]:
         """Load `source` with its engine. The model loaded before answers until then."""
@@ -25,9 +27,9 @@ class RoutedEngine:
                 self._use(is_remote)
             yield event
 
-    def check(self, source: str, options: LoadOptions) -> Iterator[Event]:
-        """Find out with its engine whether `source` can be loaded."""
-        return self._engine_for(source.startswith(PREFIX)).check(source, options)
+    def check(self, source: str, options: LoadOptions, stop: Stop) -> Iterator[Event]:
+        """Find out with its engine whether `source` can be loaded; called in another thread during a reply."""
+        return self._engine_for(source.startswith(PREFIX)).check(source, options, stop)
 
     def chat(self, request: Request, stop: Stop) -> Iterator[Event]:
         """Answer with the model loaded last."""
@@ -43,7 +45,7 @@ class RoutedEngine:
 
     def close(self) -> None:
         """Close the models; the engines stay."""
-        for engine in self._made.values():
+        for engine in list(self._made.values()):
             engine.close()
 
     def _use(self, is_remote: bool) -> None:
@@ -57,6 +59,7 @@ class RoutedEngine:
         return self._engine_for(self._is_remote)
 
     def _engine_for(self, is_remote: bool) -> EngineLike:
-        if is_remote not in self._made:
-            self._made[is_remote] = self._make[is_remote]()
-        return self._made[is_remote]
+        with self._making:
+            if is_remote not in self._made:
+                self._made[is_remote] = self._make[is_remote]()
+            return self._made[is_remote]

@@ -137,10 +137,6 @@ class TaskThread(QObject):
         self._order.emit(job)
         return job.ticket
 
-    def tell(self, ticket: int, news: object) -> None:
-        """Tell news of a waiting job; called in the thread, by the job that runs."""
-        self._runner.tell(ticket, news)
-
     def stop(self, ticket: int) -> None:
         """Ask one job to stop; no effect if it has ended."""
         if ticket in self._waiting:

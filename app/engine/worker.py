@@ -6,12 +6,11 @@ read from disk.
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Callable, Iterator
 from typing import Protocol
 
 from app.engine.task_thread import TaskThread, Tell
-from core.events import Event, LoadOptions, Request, Stop, never
+from core.events import Event, LoadOptions, Request, Stop
 
 
 class EngineLike(Protocol):
@@ -20,8 +19,8 @@ class EngineLike(Protocol):
     def load(self, source: str, options: LoadOptions, stop: Stop) -> Iterator[Event]:
         """Load a model and yield its events."""
 
-    def check(self, source: str, options: LoadOptions) -> Iterator[Event]:
-        """Find out whether a model can be loaded; a reply may be under way."""
+    def check(self, source: str, options: LoadOptions, stop: Stop) -> Iterator[Event]:
+        """Find out whether a model can be loaded; called in another thread while a reply is under way."""
 
     def chat(self, request: Request, stop: Stop) -> Iterator[Event]:
         """Answer a request and yield its events."""
@@ -37,13 +36,16 @@ class EngineLike(Protocol):
 
 
 class Worker(TaskThread):
-    """The engine as used by the window. Every command returns a ticket; `told` carries its core.events.Event."""
+    """The engine as used by the window. Every command returns a ticket; `told` carries its core.events.Event.
+
+    `checks`: the thread of `check`, with signals and tickets of its own.
+    """
 
     def __init__(self, make_engine: Callable[[], EngineLike]) -> None:
         super().__init__("engine", runs_stopped=True, at_end=self._give_back)
         self._make_engine = make_engine
-        self._engine: EngineLike | None = None  # created, used and closed in the thread only
-        self._checks: deque[_Check] = deque()
+        self._engine: EngineLike | None = None  # created, used and closed in the thread only, apart from checks
+        self.checks = TaskThread("model check")
 
     def load(self, source: str, options: LoadOptions) -> int:
         """Load another model, stopping whatever runs."""
@@ -51,15 +53,21 @@ class Worker(TaskThread):
         return self._send(lambda engine, stop: engine.load(source, options, stop))
 
     def check(self, source: str, options: LoadOptions) -> int:
-        """Find out whether a model can be loaded: between two events of the reply that runs, which goes on."""
-        check = _Check(source, options)
-        check.ticket = self._send(check.events)
-        self._checks.append(check)
-        return check.ticket
+        """Find out whether a model can be loaded, beside the reply that runs; return a ticket of `checks`."""
+        engine = self._engine
+        assert engine is not None, "a reply runs"
+
+        def work(stop: Stop, tell: Tell) -> None:
+            for event in engine.check(source, options, stop):
+                if stop():
+                    break
+                tell(event)
+
+        return self.checks.run(work)
 
     def chat(self, request: Request) -> int:
         """Answer a request, after the queued commands."""
-        return self._send(lambda engine, stop: self._with_checks(engine, engine.chat(request, stop)))
+        return self._send(lambda engine, stop: engine.chat(request, stop))
 
     def count(self, request: Request) -> int:
         """Count the tokens of a request's prompt, after the queued commands."""
@@ -86,33 +94,18 @@ class Worker(TaskThread):
 
         return self.run(work)
 
-    def _with_checks(self, engine: EngineLike, reply: Iterator[Event]) -> Iterator[Event]:
-        for event in reply:
-            yield event
-            while self._checks:
-                check = self._checks.popleft()
-                for found in check.events(engine, never):
-                    self.tell(check.ticket, found)
+    def leave(self) -> None:
+        self.checks.leave()
+        super().leave()
+
+    def close(self) -> None:
+        self.checks.close()
+        super().close()
 
     def _give_back(self) -> None:
         if self._engine is not None:
             self._engine.close()
             self._engine = None
-
-
-class _Check:
-    """A check of a model, carried out by the job that comes to it first: a reply, or its own."""
-
-    def __init__(self, source: str, options: LoadOptions) -> None:
-        self._source, self._options = source, options
-        self._done = False
-        self.ticket = 0
-
-    def events(self, engine: EngineLike, stop: Stop) -> Iterator[Event]:
-        if self._done or stop():
-            return iter(())
-        self._done = True
-        return engine.check(self._source, self._options)
 
 
 def _unload(engine: EngineLike, stop: Stop) -> Iterator[Event]:

@@ -95,7 +95,6 @@ class FitChecker:
         return fit(place(spec, self._hardware(), budget), spec, sum(info.nbytes for info in tensors.values()))
 
     def _spec(self, config: Mapping[str, Any], tensors: Tensors) -> ModelSpec:
-        # Building a tree switches torch's default device, and transformers imports lazily: neither is thread-safe.
         with self._lock:
             infos = _infos(tensors)
             kinds = [sorted({info.dtype for info in infos.values()}), sorted(map(str, _places(tensors).values()))]

@@ -63,8 +63,8 @@ def load_model(
 
 
 def open_model(name: str | Path | None, options: LoadOptions) -> Generator[Loading, None, Opened]:
-    """Check the options, read the model's description and tokenizer, and measure the machine; holds no memory of a
-    device. Raises HeteGenError."""
+    """Check the options, read the model's description and tokenizer, and the record of the machine, which is measured
+    if there is none; holds no memory of a device. Raises HeteGenError."""
     yield Loading("start", 0.0)
     check(options)
     drafting = open_draft(name, source := open_source(name), options)
@@ -87,6 +87,8 @@ def load_opened(opened: Opened, strategy: Strategy = "hetegen") -> Iterator[Load
     source, spec, machine, options = opened.source, opened.spec, opened.machine, opened.options
     with ExitStack() as cleanup:
         cleanup.callback(machine.close)
+        if source.nbytes >= PACED_BYTES:
+            machine.keep_pace()
         plan, beside = _plan(opened, machine.now(), strategy)
         torch.set_num_threads(plan.threads)
         weights = yield from _make_weights(source, spec, plan, machine)
@@ -180,10 +182,7 @@ def _left(vram: int | None, beside: Drafting | None) -> int | None:
 def _machine(source: Source, options: LoadOptions) -> Machine:
     if source.nbytes < SMALL_BYTES:
         return assume_machine(options.simulate_gpu, options.threads)
-    machine = open_machine(cache_folder(), options.simulate_gpu, options.threads)
-    if source.nbytes >= PACED_BYTES:
-        machine.keep_pace()
-    return machine
+    return open_machine(cache_folder(), options.simulate_gpu, options.threads)
 
 
 def _plan(opened: Opened, hardware: Hardware, strategy: Strategy = "hetegen") -> tuple[Plan, Drafting | None]:

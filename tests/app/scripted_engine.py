@@ -45,6 +45,8 @@ class ScriptedEngine:
         self.sources: list[str] = []
         self.check_events: Sequence[Event] = [Loading("read", 0.02), Checked()]
         self.checked: list[str] = []
+        self.check_gate = threading.Event()
+        self.check_gate.set()
         self.threads: set[int] = set()
         self.gate = threading.Event()
         self.gate.set()
@@ -62,8 +64,10 @@ class ScriptedEngine:
         self.sources.append(source)
         yield from self._play(self.load_events, stop)
 
-    def check(self, source: str, options: LoadOptions) -> Iterator[Event]:
+    def check(self, source: str, options: LoadOptions, stop: Stop) -> Iterator[Event]:
         self.checked.append(source)
+        while not self.check_gate.wait(0.005) and not stop():
+            pass
         yield from self.check_events
 
     def chat(self, request: Request, stop: Stop) -> Iterator[Event]:

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import json
 import shutil
+import threading
 import time
 import weakref
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from dataclasses import replace
 from itertools import takewhile
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
@@ -34,6 +37,7 @@ from core.events import (
 )
 from core.model.host_weights import FOLDER
 from core.paths import HOME_VARIABLE, cache_folder
+from core.runtime.loader import open_model
 from tests.core.tiny_tokenizer import chat_model
 
 ONE_THREAD = LoadOptions(threads=1)
@@ -235,23 +239,81 @@ def test_a_model_that_cannot_be_used_leaves_the_model_before(
 
 
 @pytest.mark.parametrize("broken", [of_unknown_kind, with_a_broken_tokenizer, too_large])
-def test_a_check_during_a_reply_changes_no_token(broken: Callable[[Path], LoadOptions], tmp_path: Path) -> None:
+def test_checks_beside_replies_change_no_token(broken: Callable[[Path], LoadOptions], tmp_path: Path) -> None:
     engine = Engine()
     *_, _loaded = engine.load(None, ONE_THREAD)
     question = Message("user", QUESTIONS[0])
     expected, _ = ask(engine, question)
     good, bad = chat_model(tmp_path / "good"), chat_model(tmp_path / "bad")
     options = broken(bad)
-    pieces: list[str] = []
-    for event in engine.chat(Request((question,), GREEDY)):
-        if isinstance(event, Piece):
-            pieces.append(event.text)
-        if len(pieces) in (1, 3):
-            *_, fine = engine.check(good, ONE_THREAD)
-            *_, failed = engine.check(bad, options)
-            assert fine == Checked()
-            assert isinstance(failed, Failed)
-    assert "".join(pieces) == expected
+    ends: list[Event] = []
+
+    def check_both() -> None:
+        ends.extend([*engine.check(good, ONE_THREAD)][-1:])
+        ends.extend([*engine.check(bad, options)][-1:])
+
+    checks = threading.Thread(target=check_both)
+    checks.start()
+    replies = {ask(engine, question)[0]}
+    while checks.is_alive():
+        replies.add(ask(engine, question)[0])
+    assert replies == {expected}
+    assert ends[0] == Checked()
+    assert isinstance(ends[1], Failed)
+
+
+@pytest.fixture
+def opened(monkeypatch: pytest.MonkeyPatch) -> list[object]:
+    """Collect the models that are opened."""
+    sources: list[object] = []
+
+    def counting(source: object, options: LoadOptions) -> Any:
+        sources.append(source)
+        return open_model(source, options)  # type: ignore[arg-type]
+
+    monkeypatch.setattr("core.engine.open_model", counting)
+    return sources
+
+
+def test_a_model_that_was_checked_is_read_once(tmp_path: Path, opened: list[object]) -> None:
+    other, engine = chat_model(tmp_path / "other"), Engine()
+    *_, _loaded = engine.load(None, ONE_THREAD)
+    with closing(engine.chat(Request((Message("user", QUESTIONS[0]),), GREEDY))) as reply:
+        next(reply)
+        *_, fine = engine.check(other, ONE_THREAD)
+    *steps, loaded = engine.load(other, ONE_THREAD)
+    assert fine == Checked()
+    assert isinstance(loaded, Loaded)
+    assert Unloaded() in steps
+    assert opened == [None, other]
+    again, _ = ask(engine, Message("user", QUESTIONS[0]))
+    *_, _loaded = engine.load(other, ONE_THREAD)
+    assert opened == [None, other, other], "its files may have changed"
+    assert ask(engine, Message("user", QUESTIONS[0]))[0] == again
+
+
+def test_what_was_checked_is_forgotten(tmp_path: Path, opened: list[object]) -> None:
+    other, engine = chat_model(tmp_path / "other"), Engine()
+    *_, _loaded = engine.load(None, ONE_THREAD)
+    list(engine.check(other, ONE_THREAD))
+    ask(engine, Message("user", QUESTIONS[0]))
+    *_, _loaded = engine.load(other, ONE_THREAD)
+    assert opened == [None, other, other], "a reply came between"
+    list(engine.check(other, ONE_THREAD))
+    *_, _loaded = engine.load(other, replace(ONE_THREAD, context=256))
+    assert len(opened) == 5, "another one was checked"
+    list(engine.check(other, ONE_THREAD, lambda: True))
+    *_, _loaded = engine.load(other, ONE_THREAD)
+    assert len(opened) == 7, "the check was cancelled"
+
+
+def test_a_load_that_is_cancelled_after_its_check_leaves_the_model_before(tmp_path: Path) -> None:
+    other, engine = chat_model(tmp_path / "other"), Engine()
+    *_, _loaded = engine.load(None, ONE_THREAD)
+    list(engine.check(other, ONE_THREAD))
+    *_, last = engine.load(other, ONE_THREAD, lambda: True)
+    assert isinstance(last, Finished)
+    assert ask(engine, Message("user", QUESTIONS[0]))[0]
 
 
 def test_a_load_that_is_stopped_before_it_takes_memory_leaves_the_model_before(large: Path) -> None:

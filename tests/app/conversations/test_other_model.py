@@ -10,6 +10,8 @@ from PySide6.QtWidgets import QPushButton
 from pytestqt.qtbot import QtBot
 
 from app.application import Application
+from app.engine.engine_import import make_remote_engine
+from app.engine.routed_engine import RoutedEngine
 from app.views.controls.controls import ElidedLabel
 from core.errors import ModelUnreadable
 from core.events import Checked, Failed, Finished, Loading, Piece, Prefill
@@ -37,13 +39,8 @@ def app(qtbot: QtBot, start: Start, engine: ScriptedEngine) -> Application:
     return half_way(qtbot, start, engine)
 
 
-@pytest.fixture(autouse=True)
-def patient(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("app.conversations.model_session.PATIENCE_MS", 60_000)
-
-
 def half_way(qtbot: QtBot, start: Start, engine: ScriptedEngine) -> Application:
-    app = start(engine)
+    app = start(RoutedEngine(lambda: engine, make_remote_engine))
     app.window.composer.submitted.emit("A question")
     qtbot.waitUntil(lambda: texts(app) == ["A question", "Half of "] and engine.paused)
     return app
@@ -67,16 +64,16 @@ def test_one_that_cannot_be_loaded_stops_nothing(qtbot: QtBot, app: Application,
 
 
 def test_one_that_can_be_loaded_stops_the_reply_and_answers_the_next(
-    qtbot: QtBot, start: Start, engine: ScriptedEngine
+    qtbot: QtBot, app: Application, engine: ScriptedEngine
 ) -> None:
-    engine.replies[0] = [*HALF, *[Piece("and more ")] * 100_000, Finished("stop", END)]
-    app = half_way(qtbot, start, engine)
     engine.load_events = [Loading("weights", 0.5), OTHER]
     app.window.model_chosen.emit("some/other")
+    qtbot.waitUntil(lambda: app.session.state.phase == "loading")
+    assert engine.paused, "a reply that hangs does not keep its model"
+    assert app.chat.turn(1).end == "stopped"
+    assert app.chat.turn(1).content == "Half of "
     engine.gate.set()
     qtbot.waitUntil(lambda: app.session.state.model == OTHER)
-    assert app.chat.turn(1).end == "stopped"
-    assert app.chat.turn(1).content.startswith("Half of and more")
     assert app.session.state.candidate == ""
     assert engine.sources == ["some/model", "some/other"]
     ask(qtbot, app, "And again?")
@@ -93,16 +90,16 @@ def test_a_check_can_be_cancelled(qtbot: QtBot, app: Application, engine: Script
     assert engine.sources == ["some/model"]
 
 
-def test_a_reply_that_hangs_does_not_keep_its_model(
-    qtbot: QtBot, start: Start, engine: ScriptedEngine, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("app.conversations.model_session.PATIENCE_MS", 0)
-    app = half_way(qtbot, start, engine)
+def test_a_reply_goes_on_while_another_model_is_read(qtbot: QtBot, app: Application, engine: ScriptedEngine) -> None:
     engine.load_events = [OTHER]
+    engine.check_gate.clear()
     app.window.model_chosen.emit("some/other")
-    qtbot.waitUntil(lambda: app.session.state.phase == "loading")
-    assert app.chat.turn(1).end == "stopped"
+    qtbot.waitUntil(lambda: bool(engine.checked))
     engine.gate.set()
+    qtbot.waitUntil(lambda: not app.session.state.busy)
+    assert texts(app) == ["A question", "Half of it."]
+    assert app.session.state.candidate == "some/other"
+    engine.check_gate.set()
     qtbot.waitUntil(lambda: app.session.state.model == OTHER)
 
 
@@ -152,7 +149,7 @@ def test_a_model_on_another_computer_is_checked_there(
     with fake() as (url, _):
         app.window.model_chosen.emit(f"remote:{url}#{name}")
         if name == "big/model":
-            qtbot.waitUntil(lambda: len(engine.sources) == 2)
+            qtbot.waitUntil(lambda: app.session.state.model not in (None, MODEL))
         else:
             qtbot.waitUntil(lambda: bool(app.window.notices.notices))
             assert "has no model named small/model" in app.window.notices.notices[0].sentence
@@ -164,11 +161,12 @@ def test_only_the_model_that_was_chosen_last_is_waited_for(
     qtbot: QtBot, app: Application, engine: ScriptedEngine
 ) -> None:
     with socket.create_server(("127.0.0.1", 0)) as server:
+        engine.check_gate.clear()
         app.window.model_chosen.emit("some/other")
+        qtbot.waitUntil(lambda: engine.checked == ["some/other"])
         app.window.model_chosen.emit(f"remote:http://127.0.0.1:{server.getsockname()[1]}/v1#big/model")
         engine.gate.set()
         qtbot.waitUntil(lambda: not app.session.state.busy)
-        assert engine.checked == ["some/other"]
         assert texts(app) == ["A question", "Half of it."]
         assert engine.sources == ["some/model"], "what was found out of one does not load another"
         app.session.model.cancel_load()

@@ -25,7 +25,7 @@ class Named:
         else:
             yield Loaded(source, "", "", 0, 0, 0, 0.0)
 
-    def check(self, source: str, options: LoadOptions) -> Iterator[Event]:
+    def check(self, source: str, options: LoadOptions, stop: object) -> Iterator[Event]:
         self._log.append(f"{self._name} checks {source}")
         yield Checked()
 
@@ -61,7 +61,7 @@ def test_a_check_changes_nobody_who_answers() -> None:
     engine = RoutedEngine(lambda: Named("local", log), lambda: Named("remote", log))
     list(engine.load("a/folder", LoadOptions(), never))
     far = "remote:http://box:8000/v1#big"
-    assert list(engine.check(far, LoadOptions())) == [Checked()]
+    assert list(engine.check(far, LoadOptions(), never)) == [Checked()]
     assert list(engine.chat(ASK, never)) == [Piece("local")]
     assert log[2:] == ["remote made", f"remote checks {far}"]
 
