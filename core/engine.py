@@ -34,6 +34,7 @@ from core.runtime.prompt import prompt_ids
 from core.runtime.replanner import Replanner
 from core.runtime.reply import Reply
 from core.startup.environment import prepare_environment
+from core.startup.full_speed import keep_full_speed
 
 __all__ = ["Engine", "LoadOptions"]
 
@@ -56,6 +57,7 @@ class Engine:
 
     def __init__(self) -> None:
         prepare_environment()
+        keep_full_speed()
         self.loaded: LoadedModel | None = None
         """The model in use; None before the first load and after `close`."""
         self._checked: _Checked | None = None
