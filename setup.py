@@ -23,7 +23,7 @@ VECTORISED = ("-fopenmp-simd", "-fno-trapping-math", "-fno-math-errno")
 COMMON = ["-O3", "-g0", "-std=gnu11", "-fvisibility=hidden", *VECTORISED]
 """Without the debug information that Python's own options ask for, which takes half of gcc's time."""
 OPTIONS: dict[str, tuple[list[str], list[str]]] = {
-    "Windows": (["/O2", "/openmp", "/std:c11"], []),
+    "Windows": (["/O2", "/std:c11"], []),
     "Darwin": (COMMON, []),
 }
 DEFAULT_OPTIONS = ([*COMMON, "-pthread"], ["-pthread"])
