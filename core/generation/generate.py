@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass, field
 
 from torch import Tensor
@@ -46,14 +46,37 @@ def generate(
     When the caller stops, the cache may hold a few tokens more than were yielded.
     Raises ForwardStopped when `stop` returns True.
     """
-    known = cache.reuse(prompt)
-    yield Prefill(known, len(prompt), known)
-    for start, end in _passes(cache, prompt, known, chunk_tokens or PREFILL_CHUNK):
-        if end == len(prompt) or start == known:
-            model.mark(cache)
-        logits = model.forward(prompt[start:end], cache, stop)
-        yield Prefill(end, len(prompt), known)
-    yield from _decode(model, cache, list(prompt), logits, sample, stop, speculation if cache.can_return else None)
+    step = chunk_tokens or PREFILL_CHUNK
+    logits = yield from _read(model, cache, prompt, stop, step)
+    ahead = speculation if cache.can_return else None
+    try:
+        yield from _decode(model, cache, list(prompt), logits, sample, stop, step, ahead)
+    finally:
+        if not model.frequencies.rereads and not cache.suits(len(prompt), len(cache.tokens)):
+            cache.reset()  # made with both sets of frequencies, as transformers does: no part of another text
+
+
+def _read(
+    model: LanguageModel, cache: KVCache, text: Sequence[int], stop: Stop, step: int
+) -> Generator[Prefill, None, Tensor]:
+    """Read what the cache does not hold of `text`; return the logits of its last token."""
+    known = cache.reuse(text)
+    model.frequencies.use(len(text))
+    yield Prefill(known, len(text), known)
+    try:
+        for start, end in _passes(cache, text, known, step):
+            if end == len(text) or start == known:
+                model.mark(cache)
+            logits = model.forward(text[start:end], cache, stop)
+            yield Prefill(end, len(text), known)
+    finally:
+        cache.suit(len(text))  # the part that was read so far may not stand for itself
+    return logits
+
+
+def _must_reread(model: LanguageModel, cache: KVCache, ids: Sequence[int]) -> bool:
+    """Return whether the last of `ids` makes the text so long that all of it is read with other frequencies."""
+    return model.frequencies.rereads and not cache.suits(len(cache.tokens), len(ids))
 
 
 def _passes(cache: KVCache, prompt: Sequence[int], known: int, step: int) -> Iterator[tuple[int, int]]:
@@ -91,17 +114,24 @@ def _decode(
     logits: Tensor,
     sample: Sampler,
     stop: Stop,
+    step: int,
     speculation: Speculation | None,
-) -> Iterator[DrawnToken]:
+) -> Iterator[Prefill | DrawnToken]:
     yield from drawn(logits, (), ids, sample)
     if speculation is None:
         while True:
+            if _must_reread(model, cache, ids):
+                logits = yield from _read(model, cache, ids, stop, step)
+                yield from drawn(logits, (), ids, sample)
             logits = model.forward(ids[-1:], cache, stop)
             yield from drawn(logits, (), ids, sample)
     speculation.prepare(ids, sample.guess if isinstance(sample, TokenSampler) else likeliest)
     while True:
+        if _must_reread(model, cache, ids):
+            logits = yield from _read(model, cache, ids, stop, step)
+            yield from drawn(logits, (), ids, sample)
         unread = len(ids) - len(cache.tokens)
-        drafted = speculation.draft(ids, min(cache.capacity - len(ids), MOST_ROWS - unread))
+        drafted = speculation.draft(ids, min(cache.room_after(len(ids)), MOST_ROWS - unread))
         rows = MOST_ROWS if speculation.expects_drafts else 1
         began, known = time.perf_counter(), len(ids)
         if drafted:

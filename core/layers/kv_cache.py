@@ -28,6 +28,7 @@ from core.layers.kv_heads import DividedStates, less_on_device
 from core.layers.kv_layers import Allocate, PreallocatedLayer, SlidingLayer, on_host
 from core.layers.kv_packed import PackedLayer, PackedSlidingLayer
 from core.layers.recurrent_cache import RecurrentAndAttentionLayer, RecurrentLayer, Snapshots
+from core.layers.rotary import longest_short
 from core.spec import KvFormat
 
 CACHE_NAMES = ("cache", "past_key_values", "cache_params")
@@ -68,6 +69,7 @@ class KVCache(Cache):  # type: ignore[misc]
         known = all(isinstance(one, PreallocatedLayer | RecurrentLayer) or is_stateless(one) for one in self.layers)
         self.can_return = self.reads_in_parts and known
         self._snapshots = Snapshots()
+        self._longest_short = longest_short(config)
 
     @property
     def nbytes(self) -> int:
@@ -111,11 +113,27 @@ class KVCache(Cache):  # type: ignore[misc]
 
     def reuse(self, ids: Sequence[int]) -> int:
         """Keep the longest usable prefix of `ids`, leaving at least one token to compute; return its length."""
+        self.suit(len(ids))
         kept = self.rewind(min(common_prefix(self.tokens, ids), len(ids) - 1))
         if self.reads_in_parts or len(ids) - kept == 1:
             return kept
         self.reset()
         return 0
+
+    def suits(self, held: int, length: int) -> bool:
+        """Return whether states of `held` tokens belong to a text of `length` tokens: with two sets of frequencies
+        (longrope), those of a short text are no part of a long one."""
+        return (held > self._longest_short) == (length > self._longest_short)
+
+    def room_after(self, length: int) -> int:
+        """Return how many tokens can be guessed behind a text of `length` tokens: none across the end of short ones."""
+        end = self.capacity if len(self.tokens) > self._longest_short else min(self._longest_short, self.capacity)
+        return max(0, end - length)
+
+    def suit(self, length: int) -> None:
+        """Drop all tokens if their states do not belong to a text of `length` tokens."""
+        if not self.suits(len(self.tokens), length):
+            self.reset()
 
     def rewind(self, length: int) -> int:
         """Rewind to at most `length` tokens, keeping as many as possible; return the length kept."""
@@ -124,7 +142,11 @@ class KVCache(Cache):  # type: ignore[misc]
     def restore(self, length: int) -> int:
         """Rewind, also after an interrupted pass in which some layers hold more than others; return the length kept."""
         kept = length if self.can_rewind else self._snapshots.newest(length)
-        if kept <= 0 or not all(_can_keep(layer, kept) for layer in self.layers):
+        if (
+            kept <= 0
+            or not self.suits(len(self.tokens), kept)
+            or not all(_can_keep(layer, kept) for layer in self.layers)
+        ):
             self.reset()
             return 0
         for layer in self.layers:

@@ -88,6 +88,8 @@ def usable(cache: KVCache, tokens: Sequence[int], ids: Sequence[int], reply_star
     The ids of a reply may differ although they encode the same text: they are not compared from `reply_start` on.
     """
     known = common_prefix(tokens, ids)
+    if not cache.suits(len(tokens), len(ids)):
+        return 0
     if cache.can_rewind:
         return known
     return len(tokens) if known == len(tokens) < len(ids) or 0 < reply_start <= known < len(ids) else 0

@@ -32,8 +32,10 @@ log = logging.getLogger(__name__)
 
 ROPE_SETTINGS = ("rope_scaling", "rope_parameters")
 ROPE_KEYS = frozenset(("type", "rope_type"))
-ROPE_NAMES = {"su": "longrope", "mrope": "default"}
-"""Older names; for text, three-part positions (mrope) equal the default ones."""
+ROPE_NAMES = {"su": "longrope", "mrope": "default", "dynamic": "default"}
+"""Older names; for text, three-part positions (mrope) equal the default ones, and dynamic ones do up to
+`context_limit`, unless a fixed factor stretches them (`FIXED`, of Hunyuan)."""
+FIXED = "alpha"
 ALLOCATIONS = frozenset((torch.empty, torch.zeros, torch.ones, torch.full, torch.rand, torch.randn))
 
 
@@ -209,7 +211,8 @@ def _renamed_rope(raw: dict[str, Any]) -> dict[str, Any]:
     found = dict(raw)
     for key, value in raw.items():
         if isinstance(value, dict):
-            kinds = {name: ROPE_NAMES.get(value[name], value[name]) for name in ROPE_KEYS & _texts(value)}
+            names = () if FIXED in value else ROPE_KEYS & _texts(value)
+            kinds = {name: ROPE_NAMES.get(value[name], value[name]) for name in names}
             found[key] = _renamed_rope(value) | (kinds if key in ROPE_SETTINGS else {})
     return found
 

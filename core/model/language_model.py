@@ -16,7 +16,7 @@ from core.events import Stop, never
 from core.layers.fused_forward import one_by_one
 from core.layers.kv_cache import KVCache, cache_argument
 from core.layers.layer_list import keep_lists
-from core.layers.rotary import stay_in_thread
+from core.layers.rotary import FrequencySets, stay_in_thread
 from core.model.blueprint import decoder_layers, reason
 from core.model.filling import ram_failure
 from core.model.pictures import Vision
@@ -57,6 +57,7 @@ class LanguageModel:
         self._states: Tensor | None = None
         self._stop: Stop = never
         self._vocabulary = module.get_input_embeddings().weight.shape[0]
+        self.frequencies = FrequencySets(module)
         stay_in_thread(module)
         keep_lists(module)
         parameters = inspect.signature(module.forward).parameters

@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from core.generation import generate, speculation
+from core.layers.kv_parking import usable
 from core.model.blueprint import config_from
+from core.model.language_model import ForwardStopped
 from tests.core.families import make_model, reference_tokens
-from tests.core.greedy import GreedyPath, random_prompt
+from tests.core.greedy import OPTIONS, GreedyPath, loaded_model, random_prompt
+from tests.core.runtime.drafted import draft_long, said
+from tests.core.tiny_tokenizer import write_tokenizer
 
 LONG: dict[str, Any] = {
     "factor": 4.0, "original_max_position_embeddings": 128, "short_factor": [1.0] * 8,
@@ -18,11 +24,13 @@ LONG: dict[str, Any] = {
 }  # fmt: skip
 
 
-def stretched(folder: Path, scaling: dict[str, Any]) -> Path:
-    make_model("llama", folder, max_position_embeddings=2048)
+def stretched(folder: Path, scaling: dict[str, Any], family: str = "llama") -> Path:
+    make_model(family, folder, max_position_embeddings=2048)
     content = json.loads((folder / "config.json").read_text("utf-8"))
     del content["rope_parameters"]
     content |= {"rope_theta": 10000.0, "rope_scaling": scaling}
+    if family == "phi3":
+        content["original_max_position_embeddings"] = scaling["original_max_position_embeddings"]
     (folder / "config.json").write_text(json.dumps(content), encoding="utf-8")
     return folder
 
@@ -33,6 +41,70 @@ def test_two_sets_of_frequencies_on_the_first_load(length: int, tmp_path: Path) 
     folder = stretched(tmp_path, {"type": "longrope", **LONG})
     prompt = random_prompt(length)
     assert GreedyPath(folder).tokens(prompt, 40) == reference_tokens(folder, prompt, 40)
+
+
+@pytest.mark.parametrize("family", ["phi3", "llama"])
+def test_turns_across_the_original_length_are_those_of_transformers(family: str, tmp_path: Path) -> None:
+    """Phi-3 reads its text anew where it becomes long; others go on, and a later turn is read anew."""
+    folder = stretched(tmp_path, {"type": "longrope", **LONG}, family)
+    path, prompt = GreedyPath(folder), random_prompt(110)
+    first = path.tokens(prompt, 40)
+    longer = [*prompt, *first, *random_prompt(15, seed=7)]
+    for text in (longer, [*longer[:140], 9, 8], [*longer[:90], 9, 8], longer):
+        assert path.tokens(text, 24) == reference_tokens(folder, text, 24)
+    assert first == reference_tokens(folder, prompt, 40)
+
+
+def test_a_long_text_is_read_in_parts_with_one_set_of_frequencies(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(generate, "PREFILL_CHUNK", 16)
+    folder = stretched(tmp_path, {"type": "longrope", **LONG}, "phi3")
+    path, prompt = GreedyPath(folder), random_prompt(190)
+    assert path.tokens(prompt, 24) == reference_tokens(folder, prompt, 24)
+    assert path.tokens(prompt[:60], 24) == reference_tokens(folder, prompt[:60], 24)
+
+
+def test_the_read_part_of_a_long_text_is_no_short_text(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(generate, "PREFILL_CHUNK", 16)
+    folder = stretched(tmp_path, {"type": "longrope", **LONG}, "phi3")
+    path, prompt = GreedyPath(folder), random_prompt(190)
+    reading = generate.generate(
+        path.model, path.cache, prompt, lambda logits, _: int(logits.argmax()), lambda: len(path.cache.tokens) >= 64
+    )
+    with pytest.raises(ForwardStopped):
+        list(reading)
+    assert path.tokens(prompt[:90], 24) == reference_tokens(folder, prompt[:90], 24)
+
+
+@pytest.mark.parametrize("family", ["phi3", "llama"])
+def test_drafts_end_where_a_text_becomes_long(family: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    draft_long(monkeypatch)
+    monkeypatch.setattr(speculation, "WORTHWHILE", 0.0)  # drafts never rest, however long they took
+    folder = write_tokenizer(stretched(tmp_path, {"type": "longrope", **LONG}, family))
+    prompt = random_prompt(100)
+    found, ahead = said(loaded_model(folder, replace(OPTIONS, draft="self")), prompt, 60)
+    assert found == reference_tokens(folder, prompt, 60)
+    assert ahead.drafted
+
+
+def test_parked_states_serve_texts_of_the_same_frequencies_only(tmp_path: Path) -> None:
+    cache = GreedyPath(stretched(tmp_path, {"type": "longrope", **LONG}, "phi3")).cache
+    text = random_prompt(190)
+    assert [usable(cache, text[:held], text[:asked], 0) for held, asked in ((100, 128), (100, 129), (129, 100))] == [
+        100, 0, 0,
+    ]  # fmt: skip
+
+
+def test_dynamic_positions_are_plain_ones_in_the_context(tmp_path: Path) -> None:
+    folder = stretched(tmp_path, {"type": "dynamic", "factor": 4.0})
+    prompt = random_prompt(190)
+    assert GreedyPath(folder).tokens(prompt, 24) == reference_tokens(folder, prompt, 24)
+
+
+def test_dynamic_positions_with_a_fixed_factor_are_stretched() -> None:
+    raw = {"model_type": "hunyuan_v1_dense", "rope_scaling": {"type": "dynamic", "factor": 1.0, "alpha": 1000.0}}
+    assert config_from(raw).rope_parameters["rope_type"] == "dynamic"
 
 
 @pytest.mark.parametrize("scaling", [{"type": "su"}, {"rope_type": "su"}])
