@@ -101,8 +101,10 @@ class Library(QObject):
             replied = conversation.has_reply(each.id)
             if each.end == DRAFT and conversation.draft is None and not replied:
                 conversation.take_out(each.id)
+            elif each.role == "user" and replied:
+                each.end = ""
             elif each.end in ("", WAITING, DRAFT):
-                each.end = "" if each.role == "user" and replied else "stopped"
+                each.end = "stopped"
         conversation.preset = str(store.entry(id).options.get("preset", ""))
         return conversation
 

@@ -15,7 +15,7 @@ from PySide6.QtWidgets import QPushButton
 from pytestqt.qtbot import QtBot
 
 from app.application import Application
-from app.conversations.conversation import Turn
+from app.conversations.conversation import Conversation, Turn
 from app.system.paths import places
 from app.views.controls.controls import IconButton, RoundButton
 from app.views.conversations.entry_list import EntryModel
@@ -229,6 +229,19 @@ def test_a_question_that_was_stopped_is_not_offered_again_behind_a_new_one(qtbot
     assert texts(app) == ["Early", "Later", "Here."]
     assert [turn.end for turn in app.chat.conversation.turns()] == ["", "", "stop"]
     qtbot.waitUntil(lambda: on_disk("user") == [("Early", ""), ("Later", "")])
+
+
+def test_nor_is_one_that_an_earlier_version_has_kept_so(qtbot: QtBot, start: Start) -> None:
+    app = start(ScriptedEngine())
+    kept = Conversation()
+    early = kept.add(Turn("user", "Early", end="stopped"))
+    kept.add(Turn("user", "Later", end="stopped", parent=early.id))
+    for turn in kept.turns():
+        app.chat.added.emit(kept, turn)
+    app.library.open(kept.id, "")
+    assert texts(app) == ["Early", "Later"]
+    assert [app.chat.turn(row).end for row in range(2)] == ["", "stopped"]
+    qtbot.waitUntil(lambda: offers_again(app, app.chat.turn(1)))
 
 
 def offers_again(app: Application, turn: Turn) -> bool:
