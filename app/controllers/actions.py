@@ -203,6 +203,7 @@ class Actions(QObject):
         while self._library.unsaved:
             box = unsaved_box(self._window)
             box.exec()
+            box.deleteLater()
             match box.buttonRole(box.clickedButton()):
                 case QMessageBox.ButtonRole.AcceptRole:
                     continue
@@ -246,5 +247,7 @@ class Actions(QObject):
         box.setTextFormat(Qt.TextFormat.PlainText)
         box.setInformativeText(whose)
         box.setStandardButtons(QMessageBox.StandardButton.Open | QMessageBox.StandardButton.Cancel)
-        if box.exec() == QMessageBox.StandardButton.Open:
+        opens = box.exec() == QMessageBox.StandardButton.Open
+        box.deleteLater()
+        if opens:
             QDesktopServices.openUrl(url)

@@ -218,11 +218,14 @@ def press(monkeypatch: pytest.MonkeyPatch, *words: str) -> list[str]:
     return left
 
 
-def test_closing_over_unsaved_words_asks_first(full: Application, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_closing_over_unsaved_words_asks_first(
+    qtbot: QtBot, full: Application, monkeypatch: pytest.MonkeyPatch
+) -> None:
     left = press(monkeypatch, "Try again", "Cancel")
     assert not full.window.close()
     assert full.window.isVisible()
     assert not left
+    qtbot.waitUntil(lambda: full.window.findChild(QMessageBox) is None)
     left = press(monkeypatch, "Quit anyway")
     assert full.window.close()
     assert not left
@@ -454,13 +457,14 @@ def test_diagnostics_hold_no_word_of_a_chat(qtbot: QtBot, start: Start) -> None:
     assert "onfidential" not in text
 
 
-def test_a_link_is_asked_about_first(start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_link_is_asked_about_first(qtbot: QtBot, start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
     app = start(ScriptedEngine())
     asked: list[str] = []
     monkeypatch.setattr(QMessageBox, "exec", lambda box: asked.append(box.text()) or QMessageBox.StandardButton.Cancel)
     app.commands.open_link("https://example.org/a")
     app.commands.open_link("file:///etc/passwd")
     assert asked == ["https://example.org/a"]
+    qtbot.waitUntil(lambda: app.window.findChild(QMessageBox) is None)
 
 
 class Tour:

@@ -30,6 +30,7 @@ class Removal(QObject):
         accept = box.addButton(does, QMessageBox.ButtonRole.AcceptRole)
         box.setDefaultButton(box.addButton(QMessageBox.StandardButton.Cancel))
         box.exec()
+        box.deleteLater()
         if box.clickedButton() is accept:
             self.remove(row)
 

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from PySide6.QtCore import Qt
 from PySide6.QtTest import QTest
-from PySide6.QtWidgets import QApplication
+from PySide6.QtWidgets import QApplication, QPushButton
 from pytestqt.qtbot import QtBot
 
 from app import REPOSITORY, VERSION
@@ -178,6 +178,15 @@ def test_every_button_is_reached_by_the_keyboard_and_has_a_name(about: AboutDial
         seen.add(focus.property("text") or focus.accessibleName())
         QTest.keyClick(focus, Qt.Key.Key_Tab)
     assert {"Look for updates", "Licences…", "Project page…", "Open folder"} <= {str(text) for text in seen}
+
+
+def test_buttons_are_reached_as_they_are_read(about: AboutDialog) -> None:
+    stops, at = [about.update_button.text()], about.update_button.nextInFocusChain()
+    while at is not None and at is not about.update_button:
+        if isinstance(at, QPushButton) and at.isVisible():
+            stops.append(at.text())
+        at = at.nextInFocusChain()
+    assert stops == ["Look for updates", "Open folder", "Licences…", "Project page…", "Close"]
 
 
 def test_versions_name_what_a_report_needs() -> None:
