@@ -13,10 +13,15 @@ from app.settings.theme import CARD_RADIUS, GROUP, INSIDE, RELATED, TARGET, Them
 from app.views.chat.text import COPIED_MS, PlainView
 from app.views.controls.controls import IconButton
 from app.views.controls.inputs import sends
+from app.views.controls.tab_stops import holds_focus
 
 PAD = 12
 FEWEST_LINES, MOST_LINES = 2, 14
 """Lines of the in-place editor, from which it scrolls."""
+
+
+LASTING = frozenset(("previous", "next"))
+"""The buttons beside the number of versions."""
 
 
 class ActionRow(QWidget):
@@ -34,7 +39,7 @@ class ActionRow(QWidget):
         row.setContentsMargins(0, 0, 0, 0)
         row.setSpacing(0)
         self._buttons: dict[str, IconButton] = {}
-        self._lasting = {"previous", "next"}
+        self._lasting = {*LASTING}
         """The buttons that are always drawn: users should see that there are other versions."""
         self._versions = QHBoxLayout()
         row.addLayout(self._versions)
@@ -73,10 +78,13 @@ class ActionRow(QWidget):
         self._count.setStyleSheet(f"color: {self._theme.colours.muted};")
 
     def show_only(self, actions: set[str]) -> None:
-        """Hide the actions that do not apply now."""
+        """Hide the actions that do not apply now. The keyboard focus stays in the row."""
+        moved = any(holds_focus(button) for action, button in self._buttons.items() if action not in actions | LASTING)
         for action, button in self._buttons.items():
-            if action not in ("previous", "next"):
+            if action not in LASTING:
                 button.setVisible(action in actions)
+        if moved and actions:
+            next(button for action, button in self._buttons.items() if action in actions).setFocus()
 
     def copied(self) -> None:
         """Confirm a press on copy."""

@@ -16,6 +16,7 @@ from app.settings.theme import CARD_RADIUS, INSIDE, RELATED, TARGET, Theme
 from app.views.chat.message import MessageView
 from app.views.chat.message_parts import PAD
 from app.views.chat.text import PlainView
+from app.views.controls.tab_stops import holds_focus
 
 SHOWN = 8000
 """Longest text, in characters, of arguments or results that is laid out."""
@@ -66,8 +67,11 @@ class ToolCard(MessageView):
         self.state.setStyleSheet(f"color: {getattr(self.theme.colours, token)};")
         self.head.setIcon(self.theme.icon("chevron-down" if self.unfolded else "chevron-right", "muted"))
         self._show_texts()
+        decided = turn.end != "asking" and any(map(holds_focus, self.buttons))
         for button in self.buttons:
             button.setVisible(turn.end == "asking")
+        if decided:
+            self.head.setFocus()
 
     @property
     def unfolded(self) -> bool:

@@ -22,7 +22,7 @@ from app.views.chat.message import MessageView, ReplyMessage, UserMessage
 from app.views.chat.tool_card import ToolCard
 from app.views.controls.controls import RoundButton
 from app.views.controls.focus_ring import FocusRing
-from app.views.controls.tab_stops import order_as_read
+from app.views.controls.tab_stops import holds_focus, order_as_read
 
 GAP = 12
 """Pixels between two turns, besides the row of actions."""
@@ -232,9 +232,7 @@ class Transcript(QAbstractScrollArea):
     def _remove_view(self, id: str) -> None:
         view = self._views.pop(id)
         self._measured.discard(id)
-        # The window's focus widget, not the application's: a dialog may be in front.
-        focus = self.window().focusWidget()
-        if focus is not None and view.isAncestorOf(focus):
+        if holds_focus(view):
             self.freed.emit()
         view.hide()
         view.deleteLater()

@@ -18,6 +18,12 @@ def order_as_read(first: QWidget, groups: Iterable[QWidget]) -> None:
             last = stop
 
 
+def holds_focus(widget: QWidget) -> bool:
+    """Return whether a widget, or one in it, has the keyboard focus, or will have it once its window is active."""
+    focus = widget.window().focusWidget()
+    return focus is not None and (focus is widget or widget.isAncestorOf(focus))
+
+
 def _stops(group: QWidget) -> list[QWidget]:
     # The open list of a choice box is a window of its own.
     return [one for one in group.findChildren(QWidget) if _is_stop(one) and one.window() is group.window()]

@@ -150,7 +150,7 @@ class Sidebar(Pane):
         self.list.activated_at.connect(self._on_activated)
         self.list.delete_pressed.connect(self._on_delete)
         self.list.menu_wished.connect(self._open_menu)
-        self.undo.undone.connect(self.undeleted)
+        self.undo.undone.connect(self._on_undone)
         self.undo.expired.connect(self.delete_expired)
         pin = QShortcut(QKeySequence("Ctrl+P"), self.list, context=Qt.ShortcutContext.WidgetShortcut)
         pin.activated.connect(self._on_pin)
@@ -213,6 +213,13 @@ class Sidebar(Pane):
     def _delete(self, line: Line) -> None:
         self.undo.offer(line.entry.id, line.entry.title)
         self.deleted.emit(line.entry.id)
+
+    @Slot(str)
+    def _on_undone(self, conversation: str) -> None:
+        """Restore a conversation and return to it."""
+        self.undeleted.emit(conversation)
+        self.list.setFocus()
+        self.list.setCurrentIndex(self._model.index_of(conversation))
 
     @Slot()
     def _on_pin(self) -> None:

@@ -7,12 +7,13 @@ from PySide6.QtWidgets import QPushButton, QVBoxLayout, QWidget
 
 from app.settings.theme import INSIDE, RELATED, Theme
 from app.views.controls.controls import ElidedLabel, Pane
+from app.views.controls.tab_stops import holds_focus
 
 UNDO_MS = 10_000
 
 
 class UndoBar(Pane):
-    """Offers to undo the last deletion.
+    """Offers to undo the last deletion; it stays while the keyboard focus is on it.
 
     Signals: `undone(id)`; `expired(id)` when the deletion is final.
     """
@@ -27,7 +28,7 @@ class UndoBar(Pane):
         self._button = QPushButton(self.tr("Undo"), self)
         self._button.clicked.connect(self._on_undo)
         self._timer = QTimer(self, singleShot=True, interval=UNDO_MS)
-        self._timer.timeout.connect(self.expire)
+        self._timer.timeout.connect(self._on_time)
         column = QVBoxLayout(self)
         column.setContentsMargins(RELATED * 2, RELATED, RELATED, RELATED)
         column.setSpacing(INSIDE)
@@ -52,6 +53,13 @@ class UndoBar(Pane):
         gone, self._deleted = self._deleted, ""
         if gone:
             self.expired.emit(gone)
+
+    @Slot()
+    def _on_time(self) -> None:
+        if holds_focus(self):
+            self._timer.start()
+        else:
+            self.expire()
 
     @Slot()
     def _on_undo(self) -> None:

@@ -14,6 +14,7 @@ from app.i18n.translator import tr
 from app.notices.notices import Notice
 from app.settings.theme import CARD_RADIUS, COLUMN_WIDTH, EDGE, GROUP, ICON, RELATED, Theme
 from app.views.controls.controls import ElidedLabel, IconButton
+from app.views.controls.tab_stops import holds_focus
 
 TONES = {"info": ("info", "accent"), "warning": ("warning", "warn"), "error": ("warning", "danger")}
 PHASES = {
@@ -50,7 +51,7 @@ class BarCard(QWidget):
 
 
 class NoticeCard(BarCard):
-    """One notice. If it only informs, it closes by itself, but not under the mouse.
+    """One notice. If it only informs, it closes by itself, but not under the mouse or with the keyboard focus.
 
     Signals: `pressed(Notice)` for its button; `closed`.
     """
@@ -103,7 +104,7 @@ class NoticeCard(BarCard):
 
     @Slot()
     def _on_time(self) -> None:
-        if self.underMouse():
+        if self.underMouse() or holds_focus(self):
             self._leaves.start()
         else:
             self.closed.emit()
@@ -239,9 +240,7 @@ class NoticeBar(QWidget):
     def _remove(self, card: NoticeCard) -> None:
         if card in self._cards:
             self._cards.remove(card)
-            # The window's focus widget, not the application's: a dialog may be in front.
-            focus = self.window().focusWidget()
-            if focus is not None and card.isAncestorOf(focus):
+            if holds_focus(card):
                 self.freed.emit()
             card.hide()
             card.deleteLater()

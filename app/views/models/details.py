@@ -16,6 +16,7 @@ from app.views.chat.body import Body
 from app.views.controls.controls import Pane
 from app.views.controls.focus_ring import FocusRing
 from app.views.controls.inputs import ChoiceBox
+from app.views.controls.tab_stops import holds_focus
 from app.views.models import words
 from app.views.models.access import AccessForm
 from app.views.models.file_box import LEAST_LETTERS, FileBox
@@ -266,12 +267,15 @@ class DetailsPane(Pane):
         if self._row and isinstance(self._problem_of(self._row), UnsupportedModel | AccessDenied):
             shown.discard("download")
         main = next((id for id, _ in BUTTONS if id in shown), "")
+        pressed = any(holds_focus(self.buttons[id]) for id in self.buttons.keys() - shown)
         for id, button in self.buttons.items():
             button.setVisible(id in shown)
             button.setProperty("primary", id == main and id not in ("pause", "verify"))
             button.style().unpolish(button)
             button.style().polish(button)
         self._bar.setVisible(bool(shown))
+        if pressed and main:
+            self.buttons[main].setFocus()
 
     def _measure(self) -> None:
         width = self._scroll.viewport().width() - 2 * GROUP

@@ -6,6 +6,8 @@ import json
 from collections.abc import Iterator
 
 import pytest
+from PySide6.QtCore import Qt
+from PySide6.QtTest import QTest
 from PySide6.QtWidgets import QPushButton
 from pytestqt.qtbot import QtBot
 
@@ -120,6 +122,17 @@ def test_a_call_in_a_conversation_that_is_not_shown_asks_there_and_the_reply_goe
     assert [turn.content for turn in app.chat.conversation.path()] == [
         "What is 2 + 40?", "Let me see.", "42", "It is 42.",
     ]  # fmt: skip
+
+
+def test_the_keyboard_stays_at_a_call_that_was_decided(qtbot: QtBot, app: Application) -> None:
+    ask(app)
+    view = card(app, qtbot, asking(app, qtbot))
+    once = view.buttons[0]
+    qtbot.waitUntil(once.isVisible)
+    once.setFocus()
+    QTest.keyClick(once, Qt.Key.Key_Space)
+    assert app.window.focusWidget() is view.head
+    done(app, qtbot)
 
 
 def test_always_is_kept_and_the_next_call_of_it_does_not_ask(

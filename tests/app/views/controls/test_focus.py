@@ -10,10 +10,13 @@ from pytestqt.qtbot import QtBot
 
 from app.application import Application
 from app.settings.theme import Theme
+from app.views.chat.message_parts import ActionRow
+from app.views.controls.controls import IconButton
 from app.views.controls.focus_ring import FocusRing
 from app.views.controls.scroll_pane import ScrollPane
 from app.views.frame.shortcuts_page import ShortcutsPage
 from tests.app.conftest import Start
+from tests.app.find import find
 from tests.app.scripted_engine import ScriptedEngine, answer, ask
 
 
@@ -46,6 +49,21 @@ def test_tab_goes_through_the_turns_as_they_are_read_and_scrolls_to_them(qtbot: 
         QTest.keyClick(focus, Qt.Key.Key_Tab)
     assert stops == sorted(stops)
     assert {row for row, _, _ in stops} == {0, 1, 2, 3}
+
+
+def test_it_stays_in_a_row_whose_button_goes(qtbot: QtBot) -> None:
+    window = QWidget()
+    qtbot.addWidget(window)
+    actions = (("copy", "copy", "Copy"), ("regenerate", "regenerate", "Ask again"))
+    row, other = ActionRow(Theme("light"), actions, window), QPushButton(window)
+    window.show()
+    row.show_only({"copy", "regenerate"})
+    find(row, IconButton, "Ask again").setFocus()
+    row.show_only({"copy"})
+    assert window.focusWidget() is find(row, IconButton, "Copy")
+    other.setFocus()
+    row.show_only({"regenerate"})
+    assert window.focusWidget() is other
 
 
 def test_an_area_shows_that_tab_has_reached_it(qtbot: QtBot) -> None:

@@ -6,7 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from PySide6.QtCore import QLocale, QPoint, Qt
+from PySide6.QtCore import QLocale, QPoint, Qt, QTimer
 from PySide6.QtGui import QAccessible
 from PySide6.QtWidgets import QApplication, QLabel, QLineEdit, QPushButton, QWidget
 from pytestqt.qtbot import QtBot
@@ -176,8 +176,24 @@ def test_deleting_offers_undo_and_settles_when_the_next_is_deleted(sidebar: Side
         qtbot.keyClick(sidebar.list, Qt.Key.Key_Delete)
     assert settled.args == ["beta"]
     with qtbot.waitSignal(sidebar.undeleted) as undone, qtbot.assertNotEmitted(sidebar.delete_expired):
-        find(sidebar.undo, QPushButton, "Undo").click()
+        find(sidebar.undo, QPushButton, "Undo").setFocus()
+        qtbot.keyClick(find(sidebar.undo, QPushButton, "Undo"), Qt.Key.Key_Space)
     assert undone.args == ["gamma"]
+    assert not sidebar.undo.isVisible()
+    assert sidebar.focusWidget() is sidebar.list
+    assert sidebar.list.currentIndex().data() == "Gamma"
+
+
+def test_the_offer_to_undo_stays_under_the_keyboard_focus(sidebar: Sidebar, qtbot: QtBot) -> None:
+    select(sidebar, "Beta")
+    qtbot.keyClick(sidebar.list, Qt.Key.Key_Delete)
+    (timer,) = sidebar.undo.findChildren(QTimer)
+    find(sidebar.undo, QPushButton, "Undo").setFocus()
+    timer.timeout.emit()
+    assert sidebar.undo.isVisible()
+    sidebar.list.setFocus()
+    with qtbot.waitSignal(sidebar.delete_expired):
+        timer.timeout.emit()
     assert not sidebar.undo.isVisible()
 
 

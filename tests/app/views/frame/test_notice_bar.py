@@ -1,15 +1,16 @@
 """Notices leave by themselves only if they ask for nothing."""
 
 import pytest
-from PySide6.QtCore import QPoint
+from PySide6.QtCore import QPoint, QTimer
 from PySide6.QtGui import QTextLayout
-from PySide6.QtWidgets import QLabel, QPushButton
+from PySide6.QtWidgets import QLabel, QPushButton, QWidget
 from pytestqt.qtbot import QtBot
 
 from app.notices.notices import Notice
 from app.settings.theme import Theme
+from app.views.controls.controls import IconButton
 from app.views.frame import notice_bar
-from app.views.frame.notice_bar import NoticeBar
+from app.views.frame.notice_bar import NoticeBar, NoticeCard
 from tests.app.find import find
 
 INFORMS = Notice("Imported", "Three conversations were added.", "info")
@@ -19,13 +20,32 @@ WARNS = Notice("A setting was not used", "The file could not be read.", "warning
 
 def test_a_notice_that_only_informs_leaves_and_others_stay(qtbot: QtBot, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(notice_bar, "LEAVES_AFTER_MS", 50)
-    bar = NoticeBar(Theme())
-    qtbot.addWidget(bar)
+    window = QWidget()
+    qtbot.addWidget(window)
+    bar, elsewhere = NoticeBar(Theme(), window), QPushButton(window)
+    window.show()
+    elsewhere.setFocus()
     for notice in (INFORMS, ASKS, WARNS):
         bar.add(notice)
     assert bar.notices == [INFORMS, ASKS, WARNS]
     qtbot.waitUntil(lambda: INFORMS not in bar.notices)
     assert bar.notices == [ASKS, WARNS]
+
+
+def test_a_notice_stays_under_the_keyboard_focus(qtbot: QtBot) -> None:
+    window = QWidget()
+    qtbot.addWidget(window)
+    bar, elsewhere = NoticeBar(Theme(), window), QPushButton(window)
+    window.show()
+    bar.add(INFORMS)
+    (card,) = bar.findChildren(NoticeCard)
+    (timer,) = card.findChildren(QTimer)
+    find(card, IconButton, "Close").setFocus()
+    timer.timeout.emit()
+    assert bar.notices == [INFORMS]
+    elsewhere.setFocus()
+    timer.timeout.emit()
+    assert bar.notices == []
 
 
 def test_no_line_of_a_notice_is_broken_inside_a_rate(qtbot: QtBot) -> None:

@@ -11,7 +11,7 @@ import pytest
 from PySide6.QtCore import QEvent, QPoint, QPointF, Qt
 from PySide6.QtGui import QMouseEvent
 from PySide6.QtTest import QTest
-from PySide6.QtWidgets import QPlainTextEdit, QStyleOptionViewItem, QTextBrowser
+from PySide6.QtWidgets import QMessageBox, QPlainTextEdit, QStyleOptionViewItem, QTextBrowser
 from pytestqt.qtbot import QtBot
 
 from app.catalog.downloads import Transfer
@@ -405,6 +405,41 @@ def test_check_and_repair(stage: DialogStage, qtbot: QtBot, hub: Double) -> None
     stage.dialog.details.buttons["repair"].click()
     qtbot.waitUntil(lambda: phase_of(stage, ID) == "done")
     assert set(hub.sent) == {"model-00001-of-00003.safetensors"}
+
+
+def test_the_keyboard_stays_at_the_buttons(stage: DialogStage, qtbot: QtBot, hub: Double) -> None:
+    look_at(stage, qtbot, ID)
+    hub.rate = 1e5
+    buttons = stage.dialog.details.buttons
+    for pressed, follows in (("download", "pause"), ("pause", "resume"), ("resume", "pause")):
+        buttons[pressed].setFocus()
+        QTest.keyClick(buttons[pressed], Qt.Key.Key_Space)
+        qtbot.waitUntil(lambda follows=follows: buttons[follows].isVisible())  # type: ignore[misc]
+        assert stage.dialog.focusWidget() is buttons[follows]
+    stage.downloads.pause(ID)
+
+
+@pytest.mark.parametrize(("key", "stays"), [(Qt.Key.Key_Escape, True), (Qt.Key.Key_Return, True), (None, False)])
+def test_deleting_is_asked_about_first(
+    stage: DialogStage, qtbot: QtBot, monkeypatch: pytest.MonkeyPatch, key: Qt.Key | None, stays: bool
+) -> None:
+    fetched(stage, qtbot)
+
+    def answered(box: QMessageBox) -> int:
+        box.show()
+        if key is None:
+            next(one for one in box.buttons() if box.buttonRole(one) == QMessageBox.ButtonRole.AcceptRole).click()
+        else:
+            QTest.keyClick(box, key)
+        return 0
+
+    monkeypatch.setattr(QMessageBox, "exec", answered)
+    stage.dialog.details.buttons["remove"].click()
+    if stays:
+        assert [model.id for model in installed(stage.cache)] == [ID]
+    else:
+        qtbot.waitUntil(lambda: not installed(stage.cache))
+    qtbot.waitUntil(lambda: stage.dialog.findChild(QMessageBox) is None)
 
 
 def test_delete_says_what_is_freed(stage: DialogStage, qtbot: QtBot) -> None:
