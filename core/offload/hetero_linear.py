@@ -95,11 +95,16 @@ class HostLinear(nn.Module):
     @property
     def weight(self) -> Tensor:
         """Return the whole weight (N, K), for layers that read its type or multiply by it themselves."""
-        return WholeWeight(self.host.shape, self.host.dtype, torch.device("cpu"), self.host.whole)
+        like = self.host.shape, self.host.dtype, torch.device("cpu")
+        return WholeWeight(like, self.host.whole, self.product)
+
+    def product(self, x: Tensor) -> Tensor:
+        """Return `x` (..., K) times the weight, without the bias: (..., N)."""
+        return self.inputs.product(self, x).view(*x.shape[:-1], self.host.rows)
 
     def forward(self, x: Tensor) -> Tensor:
         """(..., K) -> (..., N)."""
-        y = self.inputs.product(self, x).view(*x.shape[:-1], self.host.rows)
+        y = self.product(x)
         return y if self.bias is None else y + self.bias
 
 
@@ -197,13 +202,19 @@ class HeteroLinear(nn.Module):
     @property
     def weight(self) -> Tensor:
         """Return the whole weight (N, K) on the device, for layers that read its type or multiply by it themselves."""
-        there = self.accelerator
-        return WholeWeight(self.host.shape, self.host.dtype, there.device, lambda: there.to_device(self.host.whole()))
+        like = self.host.shape, self.host.dtype, self.accelerator.device
+        return WholeWeight(like, lambda: self.accelerator.to_device(self.host.whole()), self.product)
 
     @property
     def is_whole(self) -> bool:
         """Return whether the weight is entirely resident."""
         return self.resident is not None and self.resident.weight.shape == self.host.weight.shape
+
+    def product(self, x: Tensor) -> Tensor:
+        """Return `x` (..., K) times the weight, without the bias: (..., N); the CPU computes the streamed rows."""
+        if self.is_whole:
+            return self.resident_product(x, None)
+        return self._by_rows([RowShare(self, x, None, streams=False)], x)[0]
 
     def play(self, role: Role) -> None:
         """Set this linear's role in its group."""
@@ -244,9 +255,9 @@ class HeteroLinear(nn.Module):
         if group[0] is not self:
             # The first linear read another input; this linear's streamed chunks were consumed with it, so the CPU
             # computes them.
-            return self._by_rows([RowShare(self, x, streams=False)], x)[0]
+            return self._by_rows([RowShare(self, x, self.bias, streams=False)], x)[0]
         stays = self.role.feeds and self.division.cpu > 0
-        shares = [RowShare(one, x, stays=stays) for one in group]
+        shares = [RowShare(one, x, one.bias, stays=stays) for one in group]
         made: Sequence[Tensor | Halves] = self._halved(shares, x) if stays else self._by_rows(shares, x)
         own, *others = made
         for linear, y in zip(group[1:], others, strict=True):

@@ -59,14 +59,18 @@ class Share(Protocol):
 class RowShare:
     """A linear split by rows: `_out` (M, n) on the device, the CPU's rows from `begin` on."""
 
-    def __init__(self, linear: HeteroLinear, x: Tensor, *, streams: bool = True, stays: bool = False) -> None:
-        """Without `streams`, the CPU also computes the streamed rows. With `stays`, its results stay on the host."""
+    def __init__(
+        self, linear: HeteroLinear, x: Tensor, bias: Tensor | None, *, streams: bool = True, stays: bool = False
+    ) -> None:
+        """`bias` (N,) is added on the device. Without `streams`, the CPU also computes the streamed rows. With `stays`,
+        its results stay on the host."""
         self.linear = linear
         self.chunks = linear.chunks if streams else ()
         self.begin = linear.division.resident + (linear.division.streamed if streams else 0)
         self.hosted = self.begin < linear.host.rows
         self.on_host = linear.host, self.begin
         self.lead = x.shape[:-1]
+        self._bias = bias
         self._x = linear.inputs.on_device(x)
         self._out = x.new_empty(prod(self.lead), self.begin if stays else linear.host.rows)
 
@@ -82,11 +86,11 @@ class RowShare:
 
     def result(self) -> Tensor:
         y = self._out.view(*self.lead, self.linear.host.rows)
-        return y if self.linear.bias is None else y + self.linear.bias
+        return y if self._bias is None else y + self._bias
 
     def halves(self, found: Later[list[Tensor]], number: int) -> Halves:
         """Return both halves (..., n), each with its part of the bias; the CPU's is number `number` in `found`."""
-        there, bias, host_bias = list[Tensor](), self.linear.bias, self.linear.host_bias
+        there, bias, host_bias = list[Tensor](), self._bias, self.linear.host_bias
 
         def launched() -> None:
             own = self._out.view(*self.lead, self.begin)

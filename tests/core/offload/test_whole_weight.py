@@ -17,14 +17,15 @@ from tests.core.greedy import OPTIONS, GreedyPath, random_prompt
 PROMPT = random_prompt(12)
 
 
-@pytest.mark.parametrize("card", [None, "vram=64MiB,link=2GB/s"])
-def test_a_layer_that_reads_its_heads_type_makes_no_weight(
-    card: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("card", [None, "vram=64MiB,link=2GB/s", "vram=34MiB,link=2GB/s,gpu=100GB/s"])
+@pytest.mark.parametrize("family", ["mamba2", "mamba"])
+def test_layers_that_ask_for_weights_make_none(
+    family: str, card: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Mamba-2 converts what its head reads to the type of the head's weight."""
+    """Mamba-2 converts what its head reads to the type of the head's weight, Mamba multiplies by its step's, too."""
     made = list[HostWeight]()
     own = HostWeight.whole
-    make_model("mamba2", tmp_path)
+    make_model(family, tmp_path)
     expected = reference_tokens(tmp_path, PROMPT, 16)
     path = GreedyPath(tmp_path, replace(OPTIONS, simulate_gpu=card))
     monkeypatch.setattr(HostWeight, "whole", lambda weight: made.append(weight) or own(weight))
@@ -33,15 +34,15 @@ def test_a_layer_that_reads_its_heads_type_makes_no_weight(
 
 
 @pytest.mark.parametrize("format", ["int8", "int4"])
-def test_a_layer_that_computes_with_a_weight_gets_its_values(format: Format, tmp_path: Path) -> None:
-    """Mamba multiplies by its step's weight itself."""
+def test_a_whole_weight_multiplies_as_its_linear_and_has_its_values(format: Format, tmp_path: Path) -> None:
     make_model("mamba", tmp_path, torch.bfloat16)
-    linear = GreedyPath(tmp_path, replace(OPTIONS, format=format)).module.get_submodule(
-        "backbone.layers.0.mixer.dt_proj"
-    )
+    path = GreedyPath(tmp_path, replace(OPTIONS, format=format))
+    linear = path.module.get_submodule("backbone.layers.0.mixer.dt_proj")
     weight, values = linear.weight, linear.host.whole()
-    x = torch.randn(values.shape[1], 3).to(values.dtype)
+    x = torch.randn(2, values.shape[1], 3).to(values.dtype)
     assert isinstance(weight, WholeWeight)
     assert (weight.shape, weight.dtype, weight.device) == (values.shape, values.dtype, values.device)
-    assert torch.equal(weight @ x, values @ x)
+    assert torch.equal(weight @ x, linear.product(x.mT).mT)
+    assert torch.allclose((weight @ x).float(), (values @ x).float(), atol=0.02)
     assert torch.equal(weight.float(), values.float())
+    assert torch.equal(torch.cat([weight, weight]), torch.cat([values, values]))
