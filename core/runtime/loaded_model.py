@@ -243,7 +243,7 @@ class LoadedModel:
             self.plan = with_graph_note(self.plan, placement)
         if profile != self.profile:
             self.profile = profile
-            remember(cache_folder(), model_key(self.plan, self.machine.now()), profile)
+            remember(cache_folder(), model_key(self.plan, self.machine.hardware), profile)
 
     @property
     def expert_shares(self) -> ExpertShares | None:

@@ -115,8 +115,8 @@ class Replanner:
         self._loaded.drop_draft()
         vram = self._loaded.plan.memory[-1].used
         while (vram := int(vram * STEP_DOWN)) > SMALLEST_VRAM:
-            plan = self._plan(replace(self._loaded.budget, vram=vram))
             try:
+                plan = self._plan(replace(self._loaded.budget, vram=vram))
                 change = self._change(plan, sentence("The graphics memory was full; fewer weights lie there now."))
             except NotEnoughMemory:
                 continue

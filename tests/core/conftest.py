@@ -42,9 +42,10 @@ def _same_numbers() -> None:
     torch.manual_seed(0)
 
 
-@pytest.fixture(scope="session", autouse=True)
+@pytest.fixture(autouse=True)
 def _one_thread() -> None:
-    """Tiny models are slower with several threads, and results must not depend on their number."""
+    """Tiny models are slower with several threads, and results must not depend on their number. For each test: a model
+    that is loaded leaves as many as the processor has cores."""
     torch.set_num_threads(1)
 
 

@@ -106,8 +106,7 @@ def drafted() -> Iterator[Any]:
 def test_a_drafting_model_changes_no_token(family: str, makes: type[ModelDrafter], draw: Draw, tmp_path: Path) -> None:
     """Another model with the same layers drafts badly, and the same model perfectly; neither changes the reply."""
     made, prompt = filled(make_model(family, tmp_path / "target")), prompt_of(40)
-    torch.manual_seed(77)
-    other = filled(make_model(family, tmp_path / "other"))
+    other = filled(make_model(family, tmp_path / "other", seed=77))
     plain = tokens(made, prompt, draw, [])
     for drafting in (other, made):
         cache = KVCache(made.config, 512)

@@ -11,7 +11,6 @@ from core.accelerators.simulated import SimulatedAccelerator
 from core.accelerators.simulation_spec import parse_simulation
 from core.kernels.matmul import host_matmul
 from core.kernels.quantized_weight import QuantizedWeight
-from core.offload import parameter_manager
 from core.offload.host_weight import HostWeight
 from core.offload.parameter_manager import Chunk, ParameterManager
 from core.spec import Ring
@@ -28,11 +27,8 @@ def device() -> Iterator[SimulatedAccelerator]:
 
 
 @pytest.mark.parametrize("buffers", [2, 8])
-def test_every_pass_gets_its_chunks_whether_or_not_it_is_repeated(
-    device: SimulatedAccelerator, monkeypatch: pytest.MonkeyPatch, buffers: int
-) -> None:
+def test_every_pass_gets_its_chunks_whether_or_not_it_is_repeated(device: SimulatedAccelerator, buffers: int) -> None:
     """Also if the last pass, with the same schedule, was not to be repeated: nothing was prefetched then."""
-    monkeypatch.setattr(parameter_manager, "WAIT_S", 5.0)
     weight = HostWeight(host_matmul(QuantizedWeight("bf16", (ROWS, 32), torch.randn(ROWS, 32))))
     ring = ParameterManager(device, Ring(buffers, EACH * weight.row_bytes), {"one": [weight]})
     for again in (False, False, True, True, False, False, True):

@@ -121,6 +121,39 @@ def test_device_lost_in_mid_reply(engine: Engine, folder: Path, expected: str) -
     assert text_of(list(engine.chat(ask()))) == expected
 
 
+def test_a_card_that_is_lost_after_its_speed_was_measured_ends_no_reply(
+    engine: Engine, folder: Path, expected: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What was learned is kept at the end of the reply, when the card says nothing any more."""
+    monkeypatch.setattr("core.runtime.replanner.LEARN_TOKENS", 4)
+    monkeypatch.setattr("core.runtime.replanner.worth_changing", lambda *_: False)
+    loaded, events = load(engine, folder, CARD), list[Event]()
+    device = device_of(engine)
+    for event in engine.chat(ask()):
+        events.append(event)
+        if sum(isinstance(one, Piece) for one in events) == 8:
+            device.lose()
+    assert text_of(events) == expected
+    assert loaded.profile.tokens >= 4
+    assert loaded.plan.gpu == -1
+
+
+def test_a_card_that_is_lost_while_it_is_full_ends_no_reply(engine: Engine, folder: Path, expected: str) -> None:
+    loaded = load(engine, folder, CARD)
+    device = device_of(engine)
+
+    def full(*_: object) -> None:
+        if loaded.cache.tokens and loaded.plan.gpu == 0:
+            device.lose()
+            raise NotEnoughMemory("", "", "", device=device.name)
+
+    handle = loaded.model.module.model.layers[1].register_forward_pre_hook(full)
+    events = list(engine.chat(ask()))
+    handle.remove()
+    assert text_of(events) == expected
+    assert loaded.plan.gpu == -1
+
+
 def test_a_card_that_is_full_in_mid_pass_is_used_less(
     engine: Engine, folder: Path, expected: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
