@@ -22,7 +22,7 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> set[str]:
     folder = tmp_path_factory.mktemp("wheel")
     make = "import sys; sys.argv = ['setup.py', '-q', 'egg_info', '-e', sys.argv[1], 'build_py', '-d', sys.argv[2]]; "
     command = [sys.executable, "-c", make + "exec(open('setup.py').read())", str(folder), str(folder / "lib")]
-    subprocess.run(command, cwd=ROOT, check=True, capture_output=True, timeout=120)
+    subprocess.run(command, cwd=ROOT, check=True, capture_output=True, timeout=250)
     return {path.relative_to(folder / "lib").as_posix() for path in (folder / "lib").rglob("*") if path.is_file()}
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -9,8 +10,9 @@ from pathlib import Path
 import pytest
 
 from core.engine import Engine
-from core.events import Loaded, LoadOptions
+from core.events import Event, Loaded, LoadOptions, Stop
 from core.server.activity import Activity
+from core.server.backend import EngineLike, Job
 from core.server.engine_thread import EngineThread
 from core.server.options import Limits, ServerOptions
 from core.server.server import Server
@@ -42,6 +44,22 @@ def _backend(source: Path | None) -> Iterator[EngineThread]:
     yield backend
     backend.close()
     engine.close()
+
+
+@pytest.fixture
+def occupied(guide: EngineThread) -> Iterator[threading.Event]:
+    """Keep the engine busy until this is set: a reply may be over before the next client comes."""
+    begun, over = threading.Event(), threading.Event()
+
+    def work(engine: EngineLike, stop: Stop) -> Iterator[Event]:
+        begun.set()
+        over.wait(250)
+        yield from ()
+
+    guide.submit(Job("who came first", work, lambda event: None))
+    assert begun.wait(250)
+    yield over
+    over.set()
 
 
 @pytest.fixture

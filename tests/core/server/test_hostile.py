@@ -31,15 +31,14 @@ def test_a_client_that_leaves_ends_its_reply(server: Server, stream: bool) -> No
     assert ask(server, CHAT, {"messages": QUESTION, "max_tokens": 2})[0] == 200, "the engine is free again"
 
 
-def test_a_client_that_leaves_while_it_waits_is_never_answered(server: Server) -> None:
-    first = open_request(server, CHAT, LONG | {"stream": True})
+def test_a_client_that_leaves_while_it_waits_is_never_answered(server: Server, occupied: threading.Event) -> None:
+    connection = open_request(server, CHAT, LONG)
     assert wait_until(lambda: server.activity.running == 1)
-    second = open_request(server, CHAT, LONG)
-    assert wait_until(lambda: server.activity.running == 2)
-    second.close()
-    assert wait_until(lambda: server.activity.running == 1)
-    first.close()
+    connection.close()
     assert wait_until(lambda: server.activity.running == 0)
+    occupied.set()
+    assert ask(server, CHAT, {"messages": QUESTION, "max_tokens": 2})[0] == 200
+    assert server.activity.totals.new_tokens == 2
 
 
 def test_many_clients_get_right_answers_and_leave_no_thread(server: Server) -> None:
@@ -60,6 +59,7 @@ def test_many_clients_get_right_answers_and_leave_no_thread(server: Server) -> N
     assert set(threading.enumerate()) <= before
 
 
+@pytest.mark.usefixtures("occupied")
 def test_more_than_may_wait_are_told_to_come_back(guide: EngineThread) -> None:
     server = Server(guide, ServerOptions(port=0, limits=replace(LIMITS, waiting=8)))
     held = [open_request(server, CHAT, LONG) for _ in range(8)]
@@ -128,17 +128,15 @@ def test_a_body_that_is_too_large_is_refused(server: Server) -> None:
         assert connection.recv(64).startswith(b"HTTP/1.1 413")
 
 
+@pytest.mark.usefixtures("occupied")
 def test_a_stream_is_kept_alive_while_others_are_answered(hasty: Server) -> None:
-    first = open_request(hasty, CHAT, LONG | {"stream": True})
-    assert wait_until(lambda: hasty.activity.running == 1)
-    second = open_request(hasty, CHAT, LONG | {"stream": True})
+    connection = open_request(hasty, CHAT, LONG | {"stream": True})
     received = b""
     while b": ping" not in received:
-        part = second.recv(4096)
+        part = connection.recv(4096)
         assert part, "the server hung up"
         received += part
-    first.close()
-    second.close()
+    connection.close()
     assert wait_until(lambda: hasty.activity.running == 0)
 
 
