@@ -8,6 +8,8 @@ import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any, Self
 
+from core.hub.line import hang_up
+
 
 class Loopback(ThreadingHTTPServer):
     """Serves from `with` on. Its end hangs up on every client and joins the threads."""
@@ -34,10 +36,7 @@ class Loopback(ThreadingHTTPServer):
     def hang_up(self) -> None:
         """End every connection."""
         for line in list(self._lines):
-            try:
-                line.shutdown(socket.SHUT_RDWR)
-            except OSError:
-                continue
+            hang_up(line)
 
     def process_request(self, request: Any, client_address: Any) -> None:
         self._lines.add(request)

@@ -22,6 +22,7 @@ from core.errors import NetworkError
 from core.events import Stop, never
 from core.hub.environment import check_endpoint
 from core.hub.http_errors import broken_line, refusal, retry_after
+from core.hub.line import hang_up
 from core.hub.proxy import DEFAULT_PORTS, chosen_proxy, connect, credentials
 from core.hub.retry import Retries, Transient, retry
 from core.hub.token import check_token
@@ -70,11 +71,7 @@ class HttpResponse:
 
     def abort(self) -> None:
         """Unblock a read in another thread at once."""
-        try:
-            # The base class's method: SSLSocket.shutdown would drop its TLS state under the reading thread.
-            socket.socket.shutdown(self._line, socket.SHUT_RDWR)
-        except OSError:
-            return
+        hang_up(self._line)
 
     def close(self) -> bool:
         """Finish this response; return whether its connection can carry another request."""

@@ -8,13 +8,14 @@ import socket
 import ssl
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from typing import Any
 from urllib.parse import urlsplit
 from urllib.request import getproxies, proxy_bypass
 
 from core.errors import BadRequest, HeteGenError, KeyRefused, ModelNotFound, NetworkError
 from core.events import Stop, never
+from core.hub.line import hang_up
 from core.hub.proxy import connect
 from core.sentence import sentence
 
@@ -143,9 +144,7 @@ def _aborted_on(stop: Stop, line: socket.socket) -> Iterator[None]:
     def watch() -> None:
         while not ended.wait(LOOK_EVERY_S):
             if stop():
-                with suppress(OSError):
-                    # The base class's method: SSLSocket.shutdown would drop its TLS state under the reading thread.
-                    socket.socket.shutdown(line, socket.SHUT_RDWR)
+                hang_up(line)
                 return
 
     watcher = threading.Thread(target=watch, name="remote-stop", daemon=True)

@@ -221,16 +221,18 @@ def test_what_goes_wrong_is_one_sentence(reply: Answer, kind: type[HeteGenError]
 
 def test_a_silent_server_is_left_as_soon_as_the_user_stops() -> None:
     waiting, over = threading.Event(), threading.Event()
+    left_first: list[bool] = []
 
     def reply(handler: Fake) -> None:
         waiting.set()
-        over.wait(30)
+        left_first.append(over.wait(30))
 
     with fake(reply) as (url, _):
         *_, last = loaded(url).chat(ASK, waiting.is_set)
         over.set()
     assert isinstance(last, Finished)
     assert last.reason == "stopped"
+    assert left_first == [True], "the user waited until the server gave up"
 
 
 @pytest.mark.parametrize("entry", [{"meta": "none"}, {"meta": {"n_ctx": "4k"}}, {"max_model_len": None}])
