@@ -467,6 +467,19 @@ def test_a_link_is_asked_about_first(qtbot: QtBot, start: Start, monkeypatch: py
     qtbot.waitUntil(lambda: app.window.findChild(QMessageBox) is None)
 
 
+@pytest.mark.parametrize("page", ["about", "conversation", "gpu", "remote", "server", "settings", "shortcuts", "tools"])
+def test_nothing_of_a_closed_page_hears_of_another_theme(qtbot: QtBot, start: Start, page: str) -> None:
+    app = start(ScriptedEngine())
+    app.commands.act(page)
+    dialog = app.window.findChild(QDialog)
+    assert isinstance(dialog, QDialog)
+    dialog.reject()
+    qtbot.waitUntil(lambda: app.window.findChild(QDialog) is None)
+    with qtbot.captureExceptions() as raised:
+        app.theme.choose("dark", 120)
+    assert raised == []
+
+
 class Tour:
     """A user with a keyboard and no mouse."""
 

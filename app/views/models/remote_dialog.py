@@ -24,7 +24,7 @@ from app.engine.remote_state import RemoteState
 from app.i18n.translator import said_error, tr
 from app.settings.theme import EDGE, GROUP, RELATED, Theme
 from app.views.controls.inputs import ChoiceBox, list_style
-from app.views.settings.settings_pages import paragraph
+from app.views.controls.paragraph import Paragraph
 from core.remote.check import Outcome
 from core.remote.endpoint import PRESETS
 from core.remote.saved import SavedEndpoint
@@ -72,9 +72,9 @@ class RemoteDialog(QDialog):
         for line in self.model.findChildren(QLineEdit):
             line.setTextMargins(-2, 0, 0, 0)  # begins where the text of the other fields does
         self.model.setAccessibleName(tr("Model"))
-        self.steps = paragraph(theme, "", "muted")
+        self.steps = Paragraph(theme, "", "muted")
         self.steps.setAccessibleName(tr("Test"))
-        self.error = paragraph(theme, "", "danger")
+        self.error = Paragraph(theme, "", "danger")
         self.test = self._button(tr("Test"), lambda: self.test_wished.emit(self.address.text(), self.key.text()))
         self.save = self._button(tr("Save"), lambda: self._tell(self.save_wished))
         self.remove = self._button(tr("Remove"), lambda: self.remove_wished.emit(self.former))
@@ -168,8 +168,8 @@ class RemoteDialog(QDialog):
         column.addWidget(headline)
         words = tr("Any server with OpenAI's interface: vLLM, SGLang, llama-server, Ollama, LM Studio, HeteGen.")
         warning = tr("What you write in such a chat, and all of the conversation, is sent there.")
-        column.addWidget(paragraph(self._theme, words))
-        column.addWidget(paragraph(self._theme, warning, "muted"))
+        column.addWidget(Paragraph(self._theme, words))
+        column.addWidget(Paragraph(self._theme, warning, "muted"))
         column.addSpacing(GROUP - RELATED)
         column.addLayout(self._form())
         column.addSpacing(GROUP - RELATED)

@@ -14,7 +14,7 @@ from app.i18n.translator import said_error, tr
 from app.settings.theme import EDGE, GROUP, INSIDE, RELATED, Theme
 from app.views.controls.inputs import TickBox
 from app.views.controls.log_box import LogBox
-from app.views.settings.settings_pages import paragraph
+from app.views.controls.paragraph import Paragraph
 from core.server.activity import Entry, Live, Snapshot
 
 SIZE = (640, 620)
@@ -39,8 +39,8 @@ class ServerDialog(QDialog):
         self.resize(*SIZE)
         self.headline = QLabel(self)
         self.headline.setFont(theme.font("heading2"))
-        self.sentence = paragraph(theme, "")
-        self.warning = paragraph(theme, "", "danger")
+        self.sentence = Paragraph(theme, "")
+        self.warning = Paragraph(theme, "", "danger")
         self.wide = TickBox(theme, tr("Other computers on this network may connect, with a key"), self)
         self.address, self._address_row = self._copied(tr("Address"))
         self.key, self._key_row = self._copied(tr("API key"))
@@ -52,8 +52,8 @@ class ServerDialog(QDialog):
         row = self._key_row.layout()
         assert row is not None
         row.addWidget(self.new_key)
-        self.clients = paragraph(theme, "", "muted")
-        self.live = paragraph(theme, "", "muted")
+        self.clients = Paragraph(theme, "", "muted")
+        self.live = Paragraph(theme, "", "muted")
         self.log = LogBox(theme, self)
         self.switch = QPushButton(self)
         self.switch.setObjectName("switch")

@@ -25,7 +25,7 @@ from app.notices.notices import for_update
 from app.notices.updates import UpdateAnswer
 from app.settings.theme import EDGE, GROUP, Theme
 from app.views.controls.inputs import TextBox
-from app.views.settings.settings_pages import paragraph
+from app.views.controls.paragraph import Paragraph
 from core.paths import assets
 
 WIDTH, LOGO = 560, 56
@@ -54,7 +54,7 @@ class AboutDialog(QDialog):
         self.setAttribute(Qt.WidgetAttribute.WA_DeleteOnClose)
         self.setWindowTitle(tr("About {}").format(NAME))
         self.setMinimumWidth(WIDTH)
-        self.update_words = paragraph(theme, "")
+        self.update_words = Paragraph(theme, "")
         self.update_words.setAccessibleName(tr("Updates"))
         self.update_words.hide()
         self.update_button = self._button(tr("Look for updates"), self._on_update)
@@ -88,11 +88,11 @@ class AboutDialog(QDialog):
         column.setContentsMargins(EDGE, EDGE, EDGE, EDGE)
         column.setSpacing(GROUP)
         column.addLayout(self._head())
-        column.addWidget(paragraph(self._theme, tr(COPYRIGHT)))
+        column.addWidget(Paragraph(self._theme, tr(COPYRIGHT)))
         column.addLayout(self._versions())
         column.addLayout(updates)
         column.addWidget(self.update_words)
-        column.addWidget(paragraph(self._theme, tr(QT).format(NAME), "muted"))
+        column.addWidget(Paragraph(self._theme, tr(QT).format(NAME), "muted"))
         column.addLayout(folder)
         column.addStretch(1)
         column.addLayout(foot)
@@ -108,7 +108,7 @@ class AboutDialog(QDialog):
         words.setSpacing(2)
         words.addWidget(name)
         what = QCoreApplication.translate("About", "Chat with models that are larger than the graphics card.")
-        words.addWidget(paragraph(self._theme, what, "muted"))
+        words.addWidget(Paragraph(self._theme, what, "muted"))
         row = QHBoxLayout()
         row.setSpacing(GROUP)
         row.addWidget(logo)
@@ -121,13 +121,13 @@ class AboutDialog(QDialog):
         grid.setVerticalSpacing(2)
         grid.setColumnStretch(1, 1)
         for row, (name, number) in enumerate(versions()):
-            grid.addWidget(paragraph(self._theme, name, "muted"), row, 0)
-            grid.addWidget(paragraph(self._theme, number), row, 1)
+            grid.addWidget(Paragraph(self._theme, name, "muted"), row, 0)
+            grid.addWidget(Paragraph(self._theme, number), row, 1)
         return grid
 
     def _qt_folder(self) -> QHBoxLayout:
         row = QHBoxLayout()
-        row.addWidget(paragraph(self._theme, str(qt_folder()), "muted"), 1)
+        row.addWidget(Paragraph(self._theme, str(qt_folder()), "muted"), 1)
         row.addWidget(self._button(tr("Open folder"), lambda: _open(qt_folder())))
         return row
 
@@ -180,7 +180,7 @@ class LicencesDialog(QDialog):
         close = QPushButton(tr("Close"), self)
         close.setAutoDefault(False)
         close.clicked.connect(self.reject)
-        self.kind = paragraph(theme, "", "muted")
+        self.kind = Paragraph(theme, "", "muted")
         words = QVBoxLayout()
         words.addWidget(self.kind)
         words.addWidget(self.text, 1)

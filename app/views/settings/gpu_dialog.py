@@ -10,7 +10,7 @@ from app.gpu.state import GpuState
 from app.gpu.words import page
 from app.i18n.translator import tr
 from app.settings.theme import EDGE, RELATED, Theme
-from app.views.settings.settings_pages import paragraph
+from app.views.controls.paragraph import Paragraph
 
 SIZE = (520, 260)
 STEPS = 1000
@@ -32,8 +32,8 @@ class GpuDialog(QDialog):
         self.headline = QLabel(self)
         self.headline.setFont(theme.font("heading2"))
         self.headline.setWordWrap(True)
-        self.sentence = paragraph(theme, "")
-        self.details = paragraph(theme, "", "muted")
+        self.sentence = Paragraph(theme, "")
+        self.details = Paragraph(theme, "", "muted")
         self.bar = QProgressBar(self)
         self.bar.setTextVisible(False)
         self.bar.setAccessibleName(tr("Progress"))

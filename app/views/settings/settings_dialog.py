@@ -23,9 +23,10 @@ from app.i18n.translator import said
 from app.settings.settings import Problem, Settings, declared, with_value
 from app.settings.theme import EDGE, GROUP, RELATED, Theme
 from app.views.controls.inputs import list_style
+from app.views.controls.paragraph import Paragraph
 from app.views.controls.scroll_pane import ScrollPane
 from app.views.settings.setting_fields import SettingField
-from app.views.settings.settings_pages import FoldersPage, LogPage, OnlinePage, paragraph
+from app.views.settings.settings_pages import FoldersPage, LogPage, OnlinePage
 
 SIZE = (760, 560)
 LIST_WIDTH = 190
@@ -130,7 +131,7 @@ class SettingsDialog(QDialog):
                 column.addWidget(field)
         if any(entry.reload for entry in declared().values() if entry.section == section):
             column.addWidget(
-                paragraph(
+                Paragraph(
                     self._theme,
                     self.tr("Limits of memory hold at once; the others when a model is loaded again."),
                     "muted",

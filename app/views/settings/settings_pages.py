@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 
-from PySide6.QtCore import QCoreApplication, Qt, Signal, Slot
+from PySide6.QtCore import QCoreApplication, Signal, Slot
 from PySide6.QtGui import QGuiApplication
 from PySide6.QtWidgets import QHBoxLayout, QLabel, QPushButton, QVBoxLayout, QWidget
 
@@ -15,23 +15,9 @@ from app.about.network_access import ACCESSES, HUB, NEVER
 from app.i18n.formatting import format_bytes
 from app.settings.theme import GROUP, INSIDE, RELATED, Theme
 from app.views.controls.log_box import LogBox
+from app.views.controls.paragraph import Paragraph
 
 LOG_LINES = 2000
-
-
-def paragraph(theme: Theme, text: str, token: str = "text") -> QLabel:
-    """Create a label with wrapped, selectable text that follows the theme."""
-    label = QLabel(text)
-    label.setWordWrap(True)
-    label.setTextFormat(Qt.TextFormat.PlainText)
-    label.setTextInteractionFlags(Qt.TextInteractionFlag.TextSelectableByMouse)
-
-    def colour() -> None:
-        label.setStyleSheet(f"color: {getattr(theme.colours, token)};")
-
-    theme.changed.connect(colour)
-    colour()
-    return label
 
 
 class FoldersPage(QWidget):
@@ -55,12 +41,12 @@ class FoldersPage(QWidget):
             button = QPushButton(self.tr("Open"), self)
             button.setAccessibleName(self.tr("Open: {}").format(shown))
             button.clicked.connect(partial(self.open_requested.emit, str(path)))
-            column.addLayout(self._row(paragraph(theme, shown), paragraph(theme, str(path), "muted"), button))
-        self.kept = paragraph(theme, "", "muted")
+            column.addLayout(self._row(Paragraph(theme, shown), Paragraph(theme, str(path), "muted"), button))
+        self.kept = Paragraph(theme, "", "muted")
         self.remove = QPushButton(self.tr("Remove"), self)
         self.remove.setAccessibleName(self.tr("Remove what was read"))
         self.remove.clicked.connect(self.remove_requested)
-        column.addLayout(self._row(paragraph(theme, self.tr("What was read of conversations")), self.kept, self.remove))
+        column.addLayout(self._row(Paragraph(theme, self.tr("What was read of conversations")), self.kept, self.remove))
         column.addStretch(1)
         self.show_kept(kept)
 
@@ -88,17 +74,17 @@ class OnlinePage(QWidget):
         column = QVBoxLayout(self)
         column.setContentsMargins(0, 0, 0, 0)
         column.setSpacing(INSIDE)
-        column.addWidget(paragraph(theme, _said(NEVER)))
-        column.addWidget(paragraph(theme, _said(HUB), "muted"))
+        column.addWidget(Paragraph(theme, _said(NEVER)))
+        column.addWidget(Paragraph(theme, _said(HUB), "muted"))
         for access in ACCESSES:
             column.addSpacing(RELATED)
-            heading = paragraph(theme, _said(access.what))
+            heading = Paragraph(theme, _said(access.what))
             font = theme.font()
             font.setWeight(font.Weight.DemiBold)
             heading.setFont(font)
             column.addWidget(heading)
-            column.addWidget(paragraph(theme, _said(access.when)))
-            column.addWidget(paragraph(theme, self.tr("Sent: {}").format(_said(access.sent)), "muted"))
+            column.addWidget(Paragraph(theme, _said(access.when)))
+            column.addWidget(Paragraph(theme, self.tr("Sent: {}").format(_said(access.sent)), "muted"))
         column.addStretch(1)
 
 
@@ -131,7 +117,7 @@ class LogPage(QWidget):
         column.setContentsMargins(0, 0, 0, 0)
         column.setSpacing(RELATED)
         column.addWidget(
-            paragraph(theme, self.tr("Diagnostics hold versions, this computer and the log, and no chat text."))
+            Paragraph(theme, self.tr("Diagnostics hold versions, this computer and the log, and no chat text."))
         )
         column.addWidget(self.text, 1)
         column.addLayout(row)

@@ -15,7 +15,7 @@ from PySide6.QtWidgets import QDialog, QGridLayout, QHBoxLayout, QLabel, QLineEd
 from app.i18n.translator import said_error, tr
 from app.settings.theme import EDGE, GROUP, RELATED, Theme
 from app.views.controls.inputs import ChoiceBox, TextBox
-from app.views.settings.settings_pages import paragraph
+from app.views.controls.paragraph import Paragraph
 from core.errors import BadRequest, HeteGenError
 from core.sentence import sentence
 from core.tools.dialects import check_server, parse_servers
@@ -44,13 +44,13 @@ class Form(QDialog):
         self.resize(theme.grown(SIZE[0]), SIZE[1])
         headline = QLabel(title, self)
         headline.setFont(theme.font("heading2"))
-        self.error = paragraph(theme, "", "danger")
+        self.error = Paragraph(theme, "", "danger")
         self.error.hide()
         self.column = QVBoxLayout(self)
         self.column.setContentsMargins(EDGE, EDGE, EDGE, GROUP)
         self.column.setSpacing(RELATED)
         self.column.addWidget(headline)
-        self.column.addWidget(paragraph(theme, words, "muted"))
+        self.column.addWidget(Paragraph(theme, words, "muted"))
         self.save = QPushButton(save, self)
         self.save.setProperty("primary", "true")
         self.save.setDefault(True)
@@ -147,7 +147,7 @@ class ServerForm(Form):
             grid.addWidget(field, row, 1)
         grid.setColumnStretch(1, 1)
         self.column.addLayout(grid)
-        self.hint = paragraph(self._theme, "", "muted")
+        self.hint = Paragraph(self._theme, "", "muted")
         self.column.addWidget(self.hint)
         self.column.addStretch(1)
         self.finish()

@@ -18,7 +18,7 @@ from app.i18n.translator import said_error, tr
 from app.settings.theme import GROUP, INSIDE, RELATED, Theme
 from app.views.controls.inputs import ChoiceBox, TickBox
 from app.views.controls.log_box import LogBox
-from app.views.settings.settings_pages import paragraph
+from app.views.controls.paragraph import Paragraph
 from core.tools.book import Book
 from core.tools.server import ServerStatus, ServerTool, ToolServer
 
@@ -47,9 +47,9 @@ class ServerPage(QWidget):
         self._shown: tuple[object, ...] = ()
         self.on = TickBox(theme, "", self)
         self.on.clicked.connect(self.switched)
-        self.place = paragraph(theme, "", "muted")
+        self.place = Paragraph(theme, "", "muted")
         self.phase = QLabel(self)
-        self.error = paragraph(theme, "", "danger")
+        self.error = Paragraph(theme, "", "danger")
         self.log = LogBox(theme, self)
         self._tools = QScrollArea(self)
         self._tools.setWidgetResizable(True)
@@ -86,7 +86,7 @@ class ServerPage(QWidget):
             grid.addWidget(self._described(tool), row, 0)
             grid.addWidget(self._choice(tool.name, permission), row, 1, Qt.AlignmentFlag.AlignTop)
         if not tools:
-            grid.addWidget(paragraph(self._theme, tr("None"), "muted"), 0, 0)
+            grid.addWidget(Paragraph(self._theme, tr("None"), "muted"), 0, 0)
         grid.setColumnStretch(0, 1)
         grid.setRowStretch(len(tools) + 1, 1)
         self._tools.setWidget(inside)
@@ -98,9 +98,9 @@ class ServerPage(QWidget):
         column = QVBoxLayout(both)
         column.setContentsMargins(0, 0, 0, 0)
         column.setSpacing(0)
-        column.addWidget(paragraph(self._theme, tool.name))
+        column.addWidget(Paragraph(self._theme, tool.name))
         if short:
-            column.addWidget(paragraph(self._theme, short, "muted"))
+            column.addWidget(Paragraph(self._theme, short, "muted"))
         return both
 
     def _choice(self, tool: str, permission: str) -> ChoiceBox:

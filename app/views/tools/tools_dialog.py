@@ -10,7 +10,7 @@ from app.i18n.translator import tr
 from app.settings.theme import EDGE, GROUP, RELATED, Theme
 from app.tools.state import ToolsState
 from app.views.controls.inputs import list_style
-from app.views.settings.settings_pages import paragraph
+from app.views.controls.paragraph import Paragraph
 from app.views.tools.server_form import PasteForm, ServerForm
 from app.views.tools.server_page import ServerPage
 from core.tools.server import ToolServer
@@ -46,12 +46,12 @@ class ToolsDialog(QDialog):
         self.list.setFixedWidth(theme.grown(LIST_WIDTH))
         self.list.setStyleSheet(list_style(theme.colours))
         self.list.currentRowChanged.connect(self._on_chosen)
-        self.nothing = paragraph(
+        self.nothing = Paragraph(
             theme,
             tr("No tool server yet. Add one by its command or address, or paste what its own page shows."),
             "muted",
         )
-        self.keyless = paragraph(
+        self.keyless = Paragraph(
             theme, tr("This system has no keyring that works: keys are forgotten when the program ends."), "danger"
         )
         self.page = ServerPage(theme, self)
@@ -122,7 +122,7 @@ class ToolsDialog(QDialog):
         words = tr(
             "Programs with the Model Context Protocol (MCP). A model may ask for their tools; you allow each call."
         )
-        for widget in (headline, paragraph(self._theme, words), self.nothing, self.keyless):
+        for widget in (headline, Paragraph(self._theme, words), self.nothing, self.keyless):
             column.addWidget(widget)
         column.addSpacing(RELATED)
         column.addWidget(self.page, 1)
