@@ -11,7 +11,7 @@ import sys
 from collections.abc import Sequence
 
 from core.commands import bench, chat, doctor, files, models, plan, quality, serve
-from core.errors import HeteGenError
+from core.errors import DiskFull, HeteGenError, NotEnoughMemory
 from core.gpu_runtime.start import activate
 from core.gpu_runtime.store import Runtime
 from core.paths import cache_folder, command_log, gpu_runtime
@@ -35,15 +35,19 @@ def main(argv: Sequence[str] | None = None) -> int:
         result = args.run(args)
         if args.json:
             print(json.dumps(result, ensure_ascii=False))
-        sys.stdout.flush()
+        if sys.stdout is not None:
+            sys.stdout.flush()
     except HeteGenError as error:
         return _failed(error)
     except KeyboardInterrupt:
         return _failed("stopped.")
     except Exception as error:
         if _is_closed_output(error):  # by its reader, as `head` does
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            _drop_output()
             return 1
+        if (lack := _lack(error)) is not None:
+            _drop_output()  # which may be what cannot be written
+            return _failed(lack)
         # A defect: log its traceback for the developers.
         log.exception("A command failed unexpectedly")
         return _failed(sentence("This is a defect of the program; the details are in {}.", command_log()))
@@ -56,6 +60,21 @@ def _is_closed_output(error: Exception) -> bool:
     if not isinstance(error, OSError) or error.errno != errno.EINVAL:
         return isinstance(error, BrokenPipeError)
     return error.filename is None and getattr(error, "winerror", None) is None
+
+
+def _lack(error: Exception) -> HeteGenError | None:
+    """Return the failure to report where the system lacks something; None for any other error."""
+    if isinstance(error, OSError) and error.errno == errno.ENOSPC:
+        return DiskFull("The output cannot be written.", "The disk is full.", "Make room on it.")
+    if isinstance(error, MemoryError):
+        return NotEnoughMemory("There is too little memory to begin.", "", "Close other programs.")
+    return None
+
+
+def _drop_output() -> None:
+    """Discard what is still to be printed, which would fail again at the end of the process."""
+    if sys.stdout is not None:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _failed(why: HeteGenError | str) -> int:

@@ -239,8 +239,11 @@ def plan_with(source: str, options: LoadOptions, client: Callable[[], Client] | 
     prepare_environment()
     from core.hardware.machine import open_machine
     from core.planning.planner import place
+    from core.runtime.loader import check, check_context
 
+    check(options)
     spec = _specification(source, client or _client)
+    check_context(spec, options)
     hardware = open_machine(cache_folder(), options.simulate_gpu, options.threads).now()
     return Planned(place(spec, hardware, options), spec, hardware)
 

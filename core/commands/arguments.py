@@ -7,6 +7,7 @@ import argparse
 from core.errors import BadRequest
 from core.events import LOOKUP, LoadOptions
 from core.paths import SHAPE_PREFIX
+from core.remote.endpoint import PREFIX as REMOTE_PREFIX
 from core.spec import KV_FORMATS
 from core.units import parse_size
 
@@ -69,5 +70,15 @@ def add_model(parser: argparse.ArgumentParser) -> None:
 
 
 def model_name(args: argparse.Namespace) -> str:
-    """Return the model's name in the form that `open_source` takes."""
-    return f"{SHAPE_PREFIX}{args.shape}" if args.shape else str(args.model)
+    """Return the model's name in the form that `open_source` takes. Raises BadRequest for one on another computer."""
+    return f"{SHAPE_PREFIX}{args.shape}" if args.shape else with_files(str(args.model))
+
+
+def with_files(name: str) -> str:
+    """Return a model's name unless it is one on another computer. Raises BadRequest."""
+    if name.startswith(REMOTE_PREFIX):
+        raise BadRequest(
+            "This command needs the model's files.", "A model on another computer has none here.",
+            "Name a folder, a GGUF file or a Hub id.",
+        )  # fmt: skip
+    return name

@@ -14,6 +14,8 @@ import psutil
 
 from core.commands.arguments import add_json, add_machine_options, add_model, load_options, model_name
 from core.commands.plan import as_json as plan_json
+from core.errors import BadRequest
+from core.sentence import sentence
 from core.spec import Hardware, Plan
 
 STRATEGIES = ("hetegen", "stream", "cpu", "serial")
@@ -46,6 +48,9 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     """Measure the model, print the main figures and return all of them. Raises HeteGenError."""
     from core.startup.environment import importing, prepare_environment
 
+    for count in (args.prompt_tokens, args.new_tokens):
+        if count < 1:
+            raise BadRequest(sentence("{} tokens cannot be measured.", count), "", "Choose 1 or more.")
     prepare_environment()
     with importing():
         from core.runtime.loaded_model import LoadedModel
@@ -57,6 +62,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
             loaded = step
     load_s = time.perf_counter() - began
     try:
+        _check_room(loaded.plan, args.prompt_tokens + args.new_tokens)
         measured = _measure(loaded, args.prompt_tokens, args.new_tokens, load_s)
         result = _result(loaded, measured) | {"drafting": _drafting(loaded, args.prompt_tokens, args.new_tokens)}
     finally:
@@ -66,6 +72,15 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     for name, value in (result["drafting"] or {}).items():
         print(f"{name:24} {value}")
     return result
+
+
+def _check_room(plan: Plan, tokens: int) -> None:
+    """Raise BadRequest if prompt and reply are longer than the context."""
+    if tokens > plan.context:
+        raise BadRequest(
+            sentence("{} tokens do not fit into a context of {}.", f"{tokens:,}", f"{plan.context:,}"),
+            "", "Choose fewer tokens, or a longer context.",
+        )  # fmt: skip
 
 
 def _prompt(loaded: Any, tokens: int) -> list[int]:

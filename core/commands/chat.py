@@ -56,6 +56,8 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     """Answer one question, or hold a conversation. Raises HeteGenError."""
     from core.generation.sampler import check  # not earlier: it loads torch
 
+    if args.picture and args.prompt is None:
+        raise BadRequest("A picture needs a question.", "", "Ask it with --prompt.")
     system = (Message("system", args.system),) if args.system else ()
     sampling = Sampling(temperature=args.temperature, seed=args.seed, max_new_tokens=args.max_new_tokens)
     check(sampling)  # before the user waits for a model
@@ -135,7 +137,7 @@ def _ask() -> str:
     try:
         # Not input()'s prompt, which goes to stdout, whose last line is reserved for --json.
         print("> ", end="", flush=True, file=sys.stderr)
-        return input().strip()
+        return input().strip() if sys.stdin else ""  # a closed one is None
     except EOFError:
         return ""
 

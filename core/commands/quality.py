@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from core.commands.arguments import add_json, add_machine_options, load_options
+from core.commands.arguments import add_json, add_machine_options, load_options, with_files
 from core.errors import BadRequest
 from core.sentence import sentence
 from core.spec import FormatWish, KvFormat
@@ -62,7 +62,7 @@ def _load(args: argparse.Namespace, format: FormatWish, kv: KvFormat) -> Any:
     from core.runtime.loader import load_model
 
     options = replace(load_options(args), format=format, kv=kv, draft=NO_DRAFT, context=args.context or 1024)
-    return next(step for step in load_model(args.model, options) if isinstance(step, LoadedModel))
+    return next(step for step in load_model(with_files(args.model), options) if isinstance(step, LoadedModel))
 
 
 def _read(file: Path) -> str:

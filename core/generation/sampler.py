@@ -94,7 +94,7 @@ def check(sampling: Sampling) -> None:
             raise BadRequest(
                 sentence("The {} {} is out of range.", shown, value),
                 "",
-                sentence("Choose a value from {} to {}.", f"{low:g}", f"{high:.10g}"),
+                sentence("Choose a value from {} to {}.", f"{low:g}", f"{high:g}" if isinstance(high, float) else high),
             )
     for token, bias in sampling.logit_bias:
         if token < 0 or not _within(bias, -BIAS_LIMIT, BIAS_LIMIT):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import time
+from contextlib import suppress
 from pathlib import Path
 
 from core.units import MIB
@@ -22,7 +23,8 @@ def measure_disk(folder: Path) -> float | None:
     except OSError:
         return None
     finally:
-        path.unlink(missing_ok=True)
+        with suppress(OSError):
+            path.unlink(missing_ok=True)
 
 
 def _read_uncached(path: Path) -> float:

@@ -10,6 +10,7 @@ import hashlib
 import json
 import logging
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from threading import Lock
@@ -186,7 +187,8 @@ def measured_profile(
 
     from core.hardware.benchmark import Neighbours, measure_cpu
 
-    folder.mkdir(parents=True, exist_ok=True)
+    with suppress(OSError):  # without a place to write, the disk's rate stays unknown
+        folder.mkdir(parents=True, exist_ok=True)
     before, neighbours = torch.get_num_threads(), Neighbours()
     torch.set_num_threads(threads)
     try:

@@ -72,11 +72,18 @@ def format_reason(best: Plan, tried: Sequence[Plan]) -> str:
     return sentence("Using {}: {}.", words, joined("; ", others))
 
 
-def too_big_or_busy(plan: Plan, idle: Plan, spec: ModelSpec, hardware: Hardware) -> str:
-    """Return why a plan does not fit well: because of the computer, or of other programs at the moment.
+def too_big_or_busy(plan: Plan, idle: Plan, spec: ModelSpec, hardware: Hardware, limit: int | None) -> str:
+    """Return why a plan does not fit well: because of the computer, of other programs at the moment, or of the user's
+    `limit` of RAM in bytes.
 
     `idle` is the plan for the same computer with nothing else running.
     """
+    if plan.fits == "no" and limit is not None and limit < hardware.cpu.ram_free:
+        size = format_memory(spec.weight_bytes(plan.format))
+        return sentence(
+            "The model needs {} in this format, and more to compute; the limit is {} of memory.",
+            size, format_memory(limit),
+        )  # fmt: skip
     problem = _problem(plan, spec, hardware)
     if (idle.rank, idle.format != "int4") > (plan.rank, plan.format != "int4"):
         result = (

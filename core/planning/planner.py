@@ -42,7 +42,7 @@ def place(
     if plan.fits == "yes":
         return replace(plan, reason=reason(plan, spec, hardware))
     idle = _place_now(spec, idle_machine(hardware), budget, strategy, known)
-    return replace(plan, reason=too_big_or_busy(plan, idle, spec, hardware))
+    return replace(plan, reason=too_big_or_busy(plan, idle, spec, hardware, budget.ram))
 
 
 def explain(plan: Plan, spec: ModelSpec, hardware: Hardware) -> list[str]:

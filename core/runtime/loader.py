@@ -189,13 +189,7 @@ def _plan(opened: Opened, hardware: Hardware, strategy: Strategy = "hetegen") ->
     """Return the plan for a model on a machine, and both plans if another one drafts. Raises BadRequest,
     NotEnoughMemory."""
     spec, options = opened.spec, opened.options
-    if options.context and options.context > spec.context_limit:
-        limit = f"{spec.context_limit:,}"
-        raise BadRequest(
-            sentence("This model reads at most {} tokens.", limit),
-            "",
-            sentence("Choose a context of {} or less.", limit),
-        )
+    check_context(spec, options)
     plan = place(spec, hardware, options, strategy)
     if (learned := recall(cache_folder(), model_key(plan, hardware))) != Profile():
         plan = place(spec, hardware, options, strategy, learned)
@@ -203,6 +197,17 @@ def _plan(opened: Opened, hardware: Hardware, strategy: Strategy = "hetegen") ->
         raise NotEnoughMemory(plan.reason, "", "Close other programs, or choose a smaller model or a shorter context.")
     beside = plan_draft(opened.drafting, spec, plan, hardware, options) if opened.drafting else None
     return (beside.target, beside) if beside else (plan, None)
+
+
+def check_context(spec: ModelSpec, options: LoadOptions) -> None:
+    """Raise BadRequest for a context that is longer than the model reads."""
+    if options.context and options.context > spec.context_limit:
+        limit = f"{spec.context_limit:,}"
+        raise BadRequest(
+            sentence("This model reads at most {} tokens.", limit),
+            "",
+            sentence("Choose a context of {} or less.", limit),
+        )
 
 
 def check(options: LoadOptions) -> None:

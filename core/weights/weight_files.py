@@ -65,7 +65,7 @@ def check_folder(folder: Path) -> None:
         if any(folder.glob("*.gguf")):
             raise _several_gguf(folder)
         raise ModelUnreadable(
-            sentence("{} holds no model.", folder.name),
+            sentence("{} holds no model.", folder.name or folder.absolute()),
             "There is neither a config.json nor a GGUF file in it.",
             "Choose the folder of a whole model.",
         )
