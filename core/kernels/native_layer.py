@@ -13,6 +13,7 @@ from __future__ import annotations
 import ctypes
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -36,7 +37,8 @@ class _Layer(ctypes.Structure):
     """Mirrors `Layer` in layer.c."""
 
     _fields_ = (
-        *numbers("hidden", "heads", "kv_heads", "dim", "inner", "activation", "turned"),
+        *numbers("hidden", "heads", "kv_heads", "dim", "inner", "activation"),
+        *numbers("turned", "neighbours", "turns_first", "turns_exactly"),
         *reals("residual", "factor"),
         *weights(qkv=3, out=1, gate_up=2, down=1),
         *(("biases", ADDRESS * 4), ("norms", NormFields * NORMS)),
@@ -52,12 +54,25 @@ class NormParts:
     rounded: bool
 
 
+class Turning(NamedTuple):
+    """How the rotary embedding rotates: `columns` of a head (None = all), neighbouring ones together or those half of
+    them apart, in the states' type or in fp32 (`exact`), after the norms of q and k or before them (`first`)."""
+
+    columns: int | None = None
+    neighbours: bool = False
+    exact: bool = False
+    first: bool = False
+
+
+USUAL_TURNING = Turning()
+
+
 @dataclass(frozen=True, eq=False)
 class LayerParts:
     """The parts of a decoder layer.
 
-    `dim`: columns of a head. `turned`: columns that the rotary embedding rotates, 0 = all. `residual`: factor of what
-    attention and the gated part add. `factor`: factor of the layer's result.
+    `dim`: columns of a head. `residual`: factor of what attention and the gated part add. `factor`: factor of the
+    layer's result.
 
     `weights`: q, k, v and output, then gate, up and down unless the caller computes what follows attention; their
     storages take the same kind of prepared input for few rows. `biases` (N,): of the first four weights, in the layer's
@@ -71,7 +86,7 @@ class LayerParts:
     biases: Sequence[Tensor | None]
     norms: Sequence[NormParts | None]
     residual: float = 1.0
-    turned: int = 0
+    turning: Turning = USUAL_TURNING
     factor: float = 1.0
 
     def fit(self, dtype: torch.dtype) -> bool:
@@ -105,11 +120,11 @@ class NativeLayer:
         self.heads, self.kv_heads = (weight.shape[0] // parts.dim for weight in parts.weights[:2])
         self.dtype = dtype
         self.library = library
-        self.turned = parts.turned or parts.dim
+        self.turned = parts.dim if parts.turning.columns is None else parts.turning.columns
         self.factor = parts.factor
         self.sizes = parts.weights[0].shape[1], self.heads, self.kv_heads, parts.dim, self.turned
         self.parts = parts  # also keeps alive what the fields point to
-        self._fields = _fields(parts, self.heads, self.kv_heads)
+        self._fields = _fields(parts, self.heads, self.kv_heads, self.turned)
         self.address = ctypes.addressof(self._fields)
         self._widths = [self.heads * parts.dim, self.kv_heads * parts.dim, self.kv_heads * parts.dim]
 
@@ -135,10 +150,12 @@ class NativeLayer:
         return states.view(1, m, heads, self.dim).transpose(1, 2)
 
 
-def _fields(parts: LayerParts, heads: int, kv_heads: int) -> _Layer:
+def _fields(parts: LayerParts, heads: int, kv_heads: int, turned: int) -> _Layer:
     q, k, v, out, *gated = parts.weights
     fields = _Layer(hidden=q.shape[1], heads=heads, kv_heads=kv_heads, dim=parts.dim, residual=parts.residual)
-    fields.turned, fields.factor = parts.turned or parts.dim, parts.factor
+    fields.turned, fields.neighbours = turned, parts.turning.neighbours
+    fields.turns_first, fields.turns_exactly = parts.turning.first, parts.turning.exact
+    fields.factor = parts.factor
     fields.qkv, fields.out = rows_of(q, k, v), rows_of(out)
     fields.biases, fields.norms = _addresses(parts.biases), (NormFields * NORMS)(*map(norm_fields, parts.norms))
     if gated:

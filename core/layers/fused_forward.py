@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from core.kernels.native_layer import NativeLayer
+from core.kernels.native_layer import USUAL_TURNING, NativeLayer, Turning
 from core.kernels.native_library import MOST_FEW
 from core.kernels.native_run import NativeRun, RunLayer, Sight
 from core.kernels.packed_states import as_stored
@@ -35,13 +35,13 @@ class Make:
     """The parameters with which ours computes what a layer does.
 
     `half_angles`: one rotary angle per pair of columns instead of two. `residual`: multiplies the results of attention
-    and MLP. `turned`: rotary columns per head. `scaled`: the layer's result is multiplied by a scalar of its own.
+    and MLP. `scaled`: the layer's result is multiplied by a scalar of its own.
     """
 
     activation: str
     half_angles: bool
     residual: float = 1.0
-    turned: int = 0
+    turning: Turning = USUAL_TURNING
     scaled: bool = False
 
 
@@ -134,13 +134,15 @@ class FusedForward:
             return False
         if rows > 1 if mask is None else mask.dtype is not torch.bool or mask.shape[1] != 1:
             return False
-        shape = (1, rows, self.one.turned // 2 if self.half_angles else self.one.turned)
+        turned = self.one.turned
+        shape = (1, rows, turned // 2 if self.half_angles else turned)
         return (
             isinstance(positions, tuple)
             and len(positions) == 2
             and all(
                 one.shape == shape and one.dtype in (x.dtype, torch.float32) and one.is_contiguous()
                 for one in positions
+                if turned
             )
         )
 

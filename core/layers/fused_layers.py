@@ -19,22 +19,25 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from core.kernels.native_layer import ACTIVATIONS, LayerParts, NativeLayer
+from core.kernels.native_layer import ACTIVATIONS, LayerParts, NativeLayer, Turning
 from core.kernels.native_library import MOST_FEW, NativeLibrary
 from core.layers import experts_beside, moe
 from core.layers.after_attention import AfterAttention
 from core.layers.fused_forward import FusedForward, LayerRun, Make, link
 from core.layers.norms import NativeRMSNorm, without_gain
+from core.layers.projections import (
+    HEAD_NORMS,
+    VALUE_NORM,
+    Projection,
+    are_attention,
+    are_gated,
+    named,
+    of_attention,
+    of_mlp,
+)
 from core.layers.trials import MISFITS, function_key, is_like, rounds_alike
-from core.offload.hetero_linear import HostLinear
 from core.offload.host_weight import common_library
 
-USUAL = {
-    "block_sparse_moe": "mlp", "feed_forward": "mlp", "operator_norm": "input_layernorm",
-    "ffn_norm": "post_attention_layernorm", "out_proj": "o_proj", "q_layernorm": "q_norm", "k_layernorm": "k_norm",
-    "w1": "gate_proj", "w3": "up_proj", "w2": "down_proj",
-}  # fmt: skip
-"""The usual names of parts that have others in some families (LFM2, mixtures of experts)."""
 PARTS = {"self_attn", "mlp"}
 NORMS: dict[frozenset[str], tuple[str, ...]] = {
     frozenset(name for name in roles if name): roles
@@ -43,18 +46,18 @@ NORMS: dict[frozenset[str], tuple[str, ...]] = {
         ("input_layernorm", "post_attention_layernorm", "pre_feedforward_layernorm", "post_feedforward_layernorm"),
         ("", "post_attention_layernorm", "", "post_feedforward_layernorm"),
         ("input_layernorm", "post_attention_layernorm", "", "post_feedforward_layernorm"),
+        ("input_layernorm", "post_self_attn_layernorm", "post_attention_layernorm", "post_mlp_layernorm"),
     )
 }
-"""The norms of a layer by name, with their roles: before and after attention, before and after the MLP."""
-ATTENTION, KEYS_AS_VALUES = {"q_proj", "k_proj", "v_proj", "o_proj"}, {"q_proj", "k_proj", "o_proj"}
-HEAD_NORMS, VALUE_NORM = ("q_norm", "k_norm"), "v_norm"
-MLP, ACTIVATION = ("gate_proj", "up_proj", "down_proj"), "act_fn"
-"""The names of the parts in nearly all architectures; layers with any other part are not replaced."""
+"""The norms of a layer by name, with their roles: before and after attention, before and after the MLP. Layers with any
+other part are not replaced."""
 LENT, LENDS, BORROWS = "shared_kv_states", "store_full_length_kv", "is_kv_shared_layer"
 """The argument that carries keys and values to layers that share them, and the attributes of its writers and
 readers."""
 FACTOR, TRIED_FACTOR = "layer_scalar", 0.75
 """The scalar buffer that may multiply a layer's result, and a trial value that reveals it."""
+PAIRINGS = ((False, False), (True, False), (True, True))
+"""Which columns the rotary embedding pairs, and whether in fp32, as in `Turning`."""
 PLACE = "layer_idx"
 TRIED_SIZES = (0.02, 0.5, 10.0)
 """Scales of the trial rows: small ones show everything that a layer adds."""
@@ -128,8 +131,8 @@ class Libraries(NamedTuple):
         """Return whether they can replace a layer's own: they take one input for all of its linears."""
         if self.few is None or own.few is None:
             return self == own
-        linears = _linears(layer)
-        return _are_alike(linears, self.one, 1) and _are_alike(linears, self.few, MOST_FEW)
+        projections = _projections(layer)
+        return _are_alike(projections, self.one, 1) and _are_alike(projections, self.few, MOST_FEW)
 
 
 def _libraries(layer: nn.Module) -> Libraries | None:
@@ -137,30 +140,22 @@ def _libraries(layer: nn.Module) -> Libraries | None:
     children = _children(layer)
     if not children.keys() >= PARTS or frozenset(children.keys() - PARTS) not in NORMS or "forward" in vars(layer):
         return None
-    attention = _named(children["self_attn"]).keys() - {VALUE_NORM}
-    if attention - {*HEAD_NORMS} not in (ATTENTION, KEYS_AS_VALUES) or len(attention & {*HEAD_NORMS}) == 1:
+    if not are_attention({*named(children["self_attn"])}) or not (_is_gated(layer) or _has_experts(layer)):
         return None
-    if not (_is_gated(layer) or _has_experts(layer)):
-        return None
-    linears = _linears(layer)
+    projections = _projections(layer)
     if not all(isinstance(norm, NativeRMSNorm) for norm in _norms(layer) if norm is not None):
         return None
-    if any(one.bias is not None for one in linears[4:]) or (one := _common_library(linears, 1)) is None:
+    if any(one.bias is not None for one in projections[4:]) or (one := _common_library(projections, 1)) is None:
         return None
-    return Libraries(one, _common_library(linears, MOST_FEW))
+    return Libraries(one, _common_library(projections, MOST_FEW))
 
 
 def _children(layer: nn.Module) -> dict[str, nn.Module]:
     """Return the layer's parts by their usual names; the part after attention counts as one if it consists of
     several."""
-    children = _named(layer)
+    children = named(layer)
     others = experts_beside.OTHERS if experts_beside.stand_in(layer) else ()
     return {name: child for name, child in children.items() if name not in others}
-
-
-def _named(module: nn.Module) -> dict[str, Any]:
-    """Return the module's parts by their usual names."""
-    return {USUAL.get(name, name): child for name, child in module.named_children()}
 
 
 def _mlp(layer: nn.Module) -> Any:
@@ -168,7 +163,7 @@ def _mlp(layer: nn.Module) -> Any:
 
 
 def _is_gated(layer: nn.Module) -> bool:
-    return _named(_mlp(layer)).keys() - {ACTIVATION} == {*MLP} and not experts_beside.stand_in(layer)
+    return are_gated({*named(_mlp(layer))}) and not experts_beside.stand_in(layer)
 
 
 def _has_experts(layer: Any) -> bool:
@@ -181,29 +176,25 @@ def _norms(layer: nn.Module) -> list[Any]:
     """Return the layer's norms with weights, in the order of `LayerParts`."""
     children = _children(layer)
     roles = NORMS[frozenset(children.keys() - PARTS)]
-    attention = _named(children["self_attn"])
+    attention = named(children["self_attn"])
     heads = [attention.get(name) for name in HEAD_NORMS]
     return [*(children.get(role) for role in roles), *heads]
 
 
-def _linears(layer: Any) -> list[Any]:
-    """Return the linears of attention, and those of the MLP if it is a dense one."""
-    attention, mlp = _named(layer.self_attn), _named(_mlp(layer))
-    gated = [mlp[name] for name in MLP] if _is_gated(layer) else []
-    keys = attention["k_proj"]
-    return [attention["q_proj"], keys, attention.get("v_proj", keys), attention["o_proj"], *gated]
+def _projections(layer: Any) -> list[Projection]:
+    """Return the projections of attention, and those of the MLP if it is a dense one; [] if some are not on the CPU."""
+    attention, mlp = of_attention(layer.self_attn), of_mlp(_mlp(layer)) if _is_gated(layer) else []
+    return [*attention, *mlp] if attention and (mlp or not _is_gated(layer)) else []
 
 
-def _common_library(linears: list[Any], rows: int) -> NativeLibrary | None:
-    """Return the library that multiplies so many rows with all of these, if they are on the CPU and take one input."""
-    if not all(isinstance(one, HostLinear) for one in linears):
-        return None
-    library = common_library([one.host for one in linears], rows)
-    return library if library is not None and _are_alike(linears, library, rows) else None
+def _common_library(projections: list[Projection], rows: int) -> NativeLibrary | None:
+    """Return the library that multiplies so many rows with all of these, if there are any and they take one input."""
+    library = common_library([one.linear.host for one in projections], rows) if projections else None
+    return library if library is not None and _are_alike(projections, library, rows) else None
 
 
-def _are_alike(linears: list[Any], library: NativeLibrary, rows: int) -> bool:
-    return library.alike((one.host.weight.storage for one in linears), rows)
+def _are_alike(projections: list[Projection], library: NativeLibrary, rows: int) -> bool:
+    return library.alike((one.linear.host.weight.storage for one in projections), rows)
 
 
 def _kind(layer: Any) -> str:
@@ -221,7 +212,7 @@ def _make(layer: Any, libraries: Libraries) -> Make | None:
     if not numbers or not parts_of(layer, Make("silu", half_angles=False)).fit(_dtype(layer)):
         return None
     names, scaled = ACTIVATIONS if _is_gated(layer) else ("",), (True, False) if hasattr(layer, FACTOR) else (False,)
-    choices = product(names, (False, True), residuals(layer), _turned(attention), scaled)
+    choices = product(names, (False, True), residuals(layer), _turnings(attention), scaled)
     with _another_factor(layer):
         makes = (Make(*choice) for choice in choices)
         return next(
@@ -247,27 +238,30 @@ def residuals(layer: nn.Module) -> list[float]:
     return [1.0, *sorted({value for value in vars(layer).values() if isinstance(value, float)} - {1.0})]
 
 
-def _turned(attention: Any) -> list[int]:
-    """Return candidates for the rotary dimension: the configured fraction of a head, or all of it."""
+def _turnings(attention: Any) -> list[Turning]:
+    """Return candidates for the rotary embedding: of the configured fraction of a head, all of it, or nothing."""
     said = getattr(getattr(attention, "config", None), "rope_parameters", None) or {}
     share = said.get("partial_rotary_factor", 1.0) if isinstance(said, dict) else 1.0
     some = int(attention.head_dim * share) if isinstance(share, float) else 0
-    return [some, attention.head_dim] if 0 < some < attention.head_dim and some % 2 == 0 else [attention.head_dim]
+    columns = [*([some] if 0 < some < attention.head_dim and some % 2 == 0 else []), attention.head_dim]
+    orders = (False, True) if {*HEAD_NORMS} <= {*named(attention)} else (False,)
+    makes = product(columns, PAIRINGS, orders)
+    return [*(Turning(count, *pairing, first) for count, pairing, first in makes), Turning(0)]
 
 
 def parts_of(layer: Any, make: Make) -> LayerParts:
     """Return our library's parameters for a layer with known parts."""
-    linears, attention = _linears(layer), layer.self_attn
+    projections, attention = _projections(layer), layer.self_attn
     value_norm = getattr(attention, VALUE_NORM, None)
     gainless = None if value_norm is None else without_gain(value_norm, attention.head_dim, _dtype(layer))
     return LayerParts(
         layer.self_attn.head_dim,
         make.activation,
-        [one.host.weight for one in linears],
-        [one.bias for one in linears[:4]],
+        [one.weight for one in projections],
+        [one.bias for one in projections[:4]],
         [*(None if norm is None else norm.parts for norm in _norms(layer)), gainless],
         make.residual,
-        make.turned,
+        make.turning,
         float(getattr(layer, FACTOR)) if make.scaled else 1.0,
     )
 
@@ -338,7 +332,7 @@ def _agrees(layer: Any, fused: FusedForward, make: Make) -> bool:
     except MISFITS:
         return False
     finally:
-        layer.self_attn.q_proj.inputs.forget()
+        _projections(layer)[0].linear.inputs.forget()
 
 
 def _agree(layer: Any, fused: FusedForward, given: tuple[Tensor, Tensor, tuple[Tensor, Tensor]]) -> bool:
@@ -359,9 +353,9 @@ def _inputs(layer: Any, sizes: Sequence[float], make: Make) -> tuple[Tensor, Ten
     """Make rows of different scales relative to what the layer adds, a causal mask, and rotary angles."""
     generator = torch.Generator().manual_seed(0)
     dtype, rows = _dtype(layer), len(sizes)
-    columns = layer.self_attn.q_proj.host.columns
+    columns = _projections(layer)[0].linear.host.columns
     x = torch.randn(1, rows, columns, generator=generator) * torch.tensor(sizes)[None, :, None]
-    angles = torch.randn(1, rows, (make.turned or layer.self_attn.head_dim) // 2, generator=generator)
+    angles = torch.randn(1, rows, (make.turning.columns or layer.self_attn.head_dim) // 2, generator=generator)
     angles = angles if make.half_angles else angles.repeat(1, 1, 2)
     mask = torch.ones(rows, rows, dtype=torch.bool).tril()[None, None]
     return x.to(dtype), mask, (angles.cos().to(dtype), angles.sin().to(dtype))

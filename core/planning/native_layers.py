@@ -7,11 +7,13 @@ another make are some calls each; in all others, Python and torch work around ea
 
 from __future__ import annotations
 
-from core.spec import BUCKET_LIMITS, FEW, Cpu, ModelSpec
+from core.spec import BUCKET_LIMITS, FEW, Cpu, LinearSpec, ModelSpec
 
 DENSE_GROUPS, EXPERT_GROUPS = (3, 1, 2, 1), (3, 1, 1, 1)
 """Linears of a layer by shared input (q, k, v; output; gate, up, or those of experts; down) that
 `layers.fused_layers` computes."""
+JOINED_GROUPS = ((1, 1, 1, 1), (3, 1, 1, 1))
+"""The same where gate and up are one linear, and perhaps q, k and v another."""
 OWN_CALLS = 2
 """Native calls of a layer in no run: before and after its attention, or its recurrence and the rest."""
 
@@ -20,7 +22,8 @@ def in_runs(spec: ModelSpec) -> frozenset[int]:
     """Return the layers that one native call computes together with their neighbours."""
     makes = {True: EXPERT_GROUPS, False: DENSE_GROUPS}
     chosen = _with_experts(spec)
-    return frozenset(layer for layer, groups in spec.layer_groups.items() if groups == makes[layer in chosen])
+    usual = {layer for layer, groups in spec.layer_groups.items() if groups == makes[layer in chosen]}
+    return frozenset(usual | _with_joined_linears(spec))
 
 
 def in_own_calls(spec: ModelSpec) -> frozenset[int]:
@@ -52,6 +55,15 @@ def around_products_s(spec: ModelSpec, cpu: Cpu, tokens: int) -> float:
     runs, own = len(in_runs(spec)), len(in_own_calls(spec))
     others = spec.layers - runs - own
     return (runs + own) * cpu.run_s + own * OWN_CALLS * cpu.call_s + others * cpu.layer_s
+
+
+def _with_joined_linears(spec: ModelSpec) -> set[int]:
+    """Return the dense layers whose last linear but one has twice as many rows as the last has columns: gate and up."""
+    of: dict[int, list[LinearSpec]] = {}
+    for linear in spec.linears:
+        of.setdefault(linear.layer, []).append(linear)
+    layers = {layer for layer, groups in spec.layer_groups.items() if groups in JOINED_GROUPS} - _with_experts(spec)
+    return {layer for layer in layers if of[layer][-2].rows == 2 * of[layer][-1].columns}
 
 
 def _with_experts(spec: ModelSpec) -> set[int]:

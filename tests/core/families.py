@@ -160,6 +160,15 @@ EXPERT_FAMILIES: dict[str, dict[str, Any]] = {
     },
 }  # fmt: skip
 
+# Rotary embeddings of other kinds: not in all layers, of neighbouring columns, before the norms.
+TURNING_FAMILIES: dict[str, dict[str, Any]] = {
+    "exaone4": _COMMON | _GQA | _FOUR | {"sliding_window": 24, "sliding_window_pattern": 2},
+    "glm4": _COMMON | _GQA | {"head_dim": 16},
+    "glm": _COMMON | _GQA | {"head_dim": 16},
+    "ernie4_5": _COMMON | _GQA | {"head_dim": 16},
+    "hunyuan_v1_dense": _COMMON | _GQA | {"head_dim": 16},
+}
+
 # Compressed keys and values without experts.
 LATENT_FAMILIES: dict[str, dict[str, Any]] = {"minicpm3": _COMMON | _MLA, "youtu": _COMMON | _MLA}
 
@@ -176,7 +185,7 @@ def make_model(
     """Write a tiny random model of `family` to `folder`, laid out like its published checkpoints."""
     torch.manual_seed(seed)
     config = CONFIG_MAPPING[family](
-        **((FAMILIES | RARER_FAMILIES | EXPERT_FAMILIES | LATENT_FAMILIES)[family] | changes)
+        **((FAMILIES | RARER_FAMILIES | EXPERT_FAMILIES | TURNING_FAMILIES | LATENT_FAMILIES)[family] | changes)
     )
     model = AutoModelForCausalLM.from_config(config, dtype=dtype)
     save_random(model, folder, spread)

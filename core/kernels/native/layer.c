@@ -1,6 +1,6 @@
 /* A decoder layer for few rows of input in two calls, where Python would make a dozen calls and torch some thirty:
  *
- *   begin   norm -> q, k, v (+ biases, + norms of q and k) -> rotary embedding
+ *   begin   norm -> q, k, v (+ biases, + norms of q and k) -> rotary embedding, which may precede the norms
  *           ...the caller appends k and v to its cache...
  *   end     attention -> output linear -> norm -> + input -> norm -> activation(gate) * up -> down -> norm -> + sum
  *
@@ -17,7 +17,10 @@
  * few rows. */
 typedef struct {
     int64_t hidden, heads, kv_heads, dim, inner, activation;
-    int64_t turned; /* columns of a head that the rotary embedding rotates */
+    int64_t turned;        /* columns of a head that the rotary embedding rotates */
+    int64_t neighbours;    /* it rotates neighbouring columns together, instead of those half of `turned` apart */
+    int64_t turns_first;   /* before the norms of q and k */
+    int64_t turns_exactly; /* in fp32 also with angles of fewer bits */
     double residual; /* factor of what attention and the gated part add to the states */
     double factor;   /* factor of the layer's result */
     int64_t qkv[3 * PART_FIELDS], out[PART_FIELDS], gate_up[2 * PART_FIELDS], down[PART_FIELDS];
@@ -25,23 +28,37 @@ typedef struct {
     NormOf before_attention, after_attention, before_mlp, after_mlp, q_norm, k_norm, v_norm;
 } Layer;
 
-/* Apply the rotary embedding to x [count][dim] in place: both halves of the first `turned` columns, with cos and sin
- * [turned]. With fp32 angles, torch computes in fp32. */
-INLINE void turn_heads(void *x, int64_t count, int64_t dim, int64_t turned, const void *cos, const void *sin,
-                       const int type, const int angles) {
-    int64_t half = turned / 2;
-    for (int64_t head = 0; head < count; head++) {
-        int64_t at = head * dim;
-        SIMD
-        for (int64_t i = 0; i < half; i++) {
-            float low = widened(x, at + i, type), high = widened(x, at + half + i, type);
-            float low_cos = rounded(low * widened(cos, i, angles), angles);
-            float low_sin = rounded(high * widened(sin, i, angles), angles);
-            float high_cos = rounded(high * widened(cos, half + i, angles), angles);
-            float high_sin = rounded(low * widened(sin, half + i, angles), angles);
-            store(x, at + i, low_cos - low_sin, type);
-            store(x, at + half + i, high_cos + high_sin, type);
+/* The rotary embedding: which columns of a head, with which angles. */
+typedef struct {
+    const void *cos, *sin; /* [turned] */
+    int64_t dim, turned, neighbours;
+    int angles; /* their type */
+    int stored; /* the type in which torch stores products: fp32 with fp32 angles, or if the model widens its states */
+} Turn;
+
+/* Rotate column `low` of x towards column `high`, with the angles `first` and `second`. */
+INLINE void turn_pair(void *x, const Turn *t, int64_t low, int64_t high, int64_t first, int64_t second, const int type,
+                      const int angles, const int stored) {
+    float a = widened(x, low, type), b = widened(x, high, type);
+    float a_cos = rounded(a * widened(t->cos, first, angles), stored);
+    float b_sin = rounded(b * widened(t->sin, first, angles), stored);
+    float b_cos = rounded(b * widened(t->cos, second, angles), stored);
+    float a_sin = rounded(a * widened(t->sin, second, angles), stored);
+    store(x, low, a_cos - b_sin, type);
+    store(x, high, b_cos + a_sin, type);
+}
+
+/* Apply the rotary embedding to x [count][dim] in place, in the first `turned` columns. Neighbours share the angle of
+ * the first half. */
+INLINE void turn_heads(void *x, int64_t count, const Turn *t, const int type, const int angles, const int stored) {
+    int64_t half = t->turned / 2;
+    for (int64_t at = 0; at < count * t->dim; at += t->dim) {
+        if (t->neighbours) {
+            for (int64_t i = 0; i < half; i++) turn_pair(x, t, at + 2 * i, at + 2 * i + 1, i, i, type, angles, stored);
+            continue;
         }
+        SIMD
+        for (int64_t i = 0; i < half; i++) turn_pair(x, t, at + i, at + half + i, i, half + i, type, angles, stored);
     }
 }
 
@@ -54,18 +71,17 @@ typedef struct {
     void (*add)(const void *a, const void *b, float factor, void *to, int64_t count, int type);
     void (*multiply)(void *x, float factor, int64_t count, int type);
     void (*gate)(const void *gate, const void *up, void *to, int64_t count, int64_t activation, int type);
-    void (*turn)(void *x, int64_t count, int64_t dim, int64_t turned, const void *cos, const void *sin, int type,
-                 int angles);
+    void (*turn)(void *x, int64_t count, const Turn *t, int type);
 } Loops;
 
 /* The loops, compiled for an instruction set and specialised by type. */
 #define LOOPS(name, isa)                                                                                            \
     GATED_LOOPS(name, isa)                                                                                          \
-    isa static void name##_turn(void *x, int64_t count, int64_t dim, int64_t turned, const void *cos,               \
-                                const void *sin, int type, int angles) {                                            \
-        if (type == TYPE_F32) turn_heads(x, count, dim, turned, cos, sin, TYPE_F32, TYPE_F32);                      \
-        else if (angles == TYPE_F32) turn_heads(x, count, dim, turned, cos, sin, TYPE_BF16, TYPE_F32);              \
-        else turn_heads(x, count, dim, turned, cos, sin, TYPE_BF16, TYPE_BF16);                                     \
+    isa static void name##_turn(void *x, int64_t count, const Turn *t, int type) {                                  \
+        if (type == TYPE_F32) turn_heads(x, count, t, TYPE_F32, TYPE_F32, TYPE_F32);                                \
+        else if (t->angles == TYPE_F32) turn_heads(x, count, t, TYPE_BF16, TYPE_F32, TYPE_F32);                     \
+        else if (t->stored == TYPE_F32) turn_heads(x, count, t, TYPE_BF16, TYPE_BF16, TYPE_F32);                    \
+        else turn_heads(x, count, t, TYPE_BF16, TYPE_BF16, TYPE_BF16);                                              \
     }                                                                                                               \
     isa static void name##_multiply(void *x, float factor, int64_t count, int type) {                               \
         if (type == TYPE_F32) multiply_all(x, factor, count, TYPE_F32);                                             \
@@ -108,16 +124,23 @@ static void finish(const Run *r, const Layer *l, const void *x, void *added, voi
     if (l->factor != 1) loops_of(r->isa)->multiply(out, (float)l->factor, r->m * l->hidden, r->type);
 }
 
+static void turn_rows(const Run *r, const Layer *l, int64_t heads, void *x, const void *cos, const void *sin,
+                      int angles) {
+    int64_t a_row = heads * size_of(r, l->dim) / r->m, an_angle = l->turned * (angles == TYPE_F32 ? 4 : 2);
+    for (int64_t row = 0; row < r->m; row++) {
+        const uint8_t *a = (const uint8_t *)cos + row * an_angle, *b = (const uint8_t *)sin + row * an_angle;
+        Turn turn = {a, b, l->dim, l->turned, l->neighbours, angles, l->turns_exactly ? TYPE_F32 : angles};
+        loops_of(r->isa)->turn((uint8_t *)x + row * a_row, heads, &turn, r->type);
+    }
+}
+
 /* Apply bias, norm and rotary embedding to the heads of q or k: x [m][heads][dim]. */
 static void finish_heads(const Run *r, const Layer *l, const void *bias, const NormOf *n, int64_t heads, void *x,
                          const void *cos, const void *sin, int angles) {
-    int64_t a_row = size_of(r, l->dim) / r->m, an_angle = l->turned * (angles == TYPE_F32 ? 4 : 2);
     add_bias(r, bias, x, heads * l->dim);
+    if (l->turns_first) turn_rows(r, l, heads, x, cos, sin, angles);
     normed(r, n, x, heads * l->dim, x);
-    for (int64_t row = 0; row < r->m; row++)
-        loops_of(r->isa)->turn((uint8_t *)x + row * heads * a_row, heads, l->dim, l->turned,
-                               (const uint8_t *)cos + row * an_angle, (const uint8_t *)sin + row * an_angle, r->type,
-                               angles);
+    if (!l->turns_first) turn_rows(r, l, heads, x, cos, sin, angles);
 }
 
 /* x [m][hidden]; qkv: q [m][heads][dim], then k and v [m][kv_heads][dim], all of `type`; cos, sin [m][turned] of type

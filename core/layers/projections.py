@@ -1,0 +1,100 @@
+"""The projections of a usual decoder layer: of its attention, and of its gated MLP. Some layers hold several in one
+linear, one after another (Phi-3)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from itertools import pairwise
+from typing import Any, NamedTuple
+
+from torch import Tensor, nn
+
+from core.kernels.quantized_weight import QuantizedWeight
+from core.offload.hetero_linear import HostLinear
+
+USUAL = {
+    "block_sparse_moe": "mlp", "feed_forward": "mlp", "operator_norm": "input_layernorm",
+    "ffn_norm": "post_attention_layernorm", "out_proj": "o_proj", "q_layernorm": "q_norm", "k_layernorm": "k_norm",
+    "query_layernorm": "q_norm", "key_layernorm": "k_norm",
+    "w1": "gate_proj", "w3": "up_proj", "w2": "down_proj", "activation_fn": "act_fn",
+}  # fmt: skip
+"""The usual names of parts that have others in some families (LFM2, mixtures of experts)."""
+ATTENTION, KEYS_AS_VALUES = {"q_proj", "k_proj", "v_proj", "o_proj"}, {"q_proj", "k_proj", "o_proj"}
+JOINED_ATTENTION = {"qkv_proj", "o_proj"}
+HEAD_NORMS, VALUE_NORM = ("q_norm", "k_norm"), "v_norm"
+MLP, JOINED_MLP, ACTIVATION = {"gate_proj", "up_proj", "down_proj"}, {"gate_up_proj", "down_proj"}, "act_fn"
+"""The names of the parts in nearly all architectures."""
+
+
+class Projection(NamedTuple):
+    """Rows [begin, end) of a linear."""
+
+    linear: HostLinear
+    begin: int
+    end: int
+
+    @property
+    def weight(self) -> QuantizedWeight:
+        """Return these rows (N, K) of the weight, as views."""
+        whole = self.linear.host.weight
+        return whole if (self.begin, self.end) == (0, self.linear.host.rows) else whole.rows(self.begin, self.end)
+
+    @property
+    def bias(self) -> Tensor | None:
+        """Return the bias (N,) of these rows."""
+        return None if self.linear.bias is None else self.linear.bias[self.begin : self.end]
+
+
+def named(module: nn.Module) -> dict[str, Any]:
+    """Return the module's parts by their usual names, without dropouts, which do nothing here."""
+    children = module.named_children()
+    return {USUAL.get(name, name): child for name, child in children if not isinstance(child, nn.Dropout)}
+
+
+def are_attention(names: set[str]) -> bool:
+    """Return whether attention with these parts has the usual projections, and norms of q and k or none."""
+    usual = names - {VALUE_NORM, *HEAD_NORMS} in (ATTENTION, KEYS_AS_VALUES, JOINED_ATTENTION)
+    return usual and len(names & {*HEAD_NORMS}) != 1
+
+
+def are_gated(names: set[str]) -> bool:
+    """Return whether these are the parts of a gated MLP."""
+    return names - {ACTIVATION} in (MLP, JOINED_MLP)
+
+
+def of_attention(attention: nn.Module) -> list[Projection]:
+    """Return q, k, v and the output; [] if they are not all on the CPU."""
+    parts = _on_cpu(attention)
+    if "o_proj" not in parts:
+        return []
+    output = parts["o_proj"]
+    if "qkv_proj" in parts:
+        rows, queries = parts["qkv_proj"].host.rows, output.host.columns
+        keys = (rows - queries) // 2
+        return [*_divided(parts["qkv_proj"], queries, keys, keys), *_divided(output, output.host.rows)]
+    if not parts.keys() >= KEYS_AS_VALUES:
+        return []
+    kept = (parts["q_proj"], parts["k_proj"], parts.get("v_proj", parts["k_proj"]), output)
+    return [projection for linear in kept for projection in _divided(linear, linear.host.rows)]
+
+
+def of_mlp(mlp: nn.Module) -> list[Projection]:
+    """Return gate, up and down; [] if they are not all on the CPU."""
+    parts = _on_cpu(mlp)
+    if parts.keys() >= JOINED_MLP:
+        joined, down = parts["gate_up_proj"], parts["down_proj"]
+        return [*_divided(joined, down.host.columns, down.host.columns), *_divided(down, down.host.rows)]
+    if not parts.keys() >= MLP:
+        return []
+    kept = (parts["gate_proj"], parts["up_proj"], parts["down_proj"])
+    return [projection for linear in kept for projection in _divided(linear, linear.host.rows)]
+
+
+def _on_cpu(module: nn.Module) -> Mapping[str, HostLinear]:
+    return {name: child for name, child in named(module).items() if isinstance(child, HostLinear)}
+
+
+def _divided(linear: HostLinear, *counts: int) -> list[Projection]:
+    """Return projections of so many rows each."""
+    borders = [sum(counts[:number]) for number in range(len(counts) + 1)]
+    return [Projection(linear, begin, end) for begin, end in pairwise(borders)]
