@@ -5,7 +5,6 @@ from __future__ import annotations
 from PySide6.QtCore import Qt
 from PySide6.QtGui import QPainter, QPaintEvent
 from PySide6.QtWidgets import (
-    QDialog,
     QDialogButtonBox,
     QInputDialog,
     QLabel,
@@ -17,6 +16,7 @@ from PySide6.QtWidgets import (
 
 from app.i18n.translator import tr
 from app.settings.theme import EDGE, RELATED, Theme
+from app.views.controls.dialog import Dialog
 from app.views.controls.inputs import TextBox
 
 SIZE = (720, 560)
@@ -51,7 +51,7 @@ class PasswordDialog(QInputDialog):
             button.style().polish(button)
 
 
-class DocumentDialog(QDialog):
+class DocumentDialog(Dialog):
     """Shows a text below a note about it."""
 
     def __init__(self, theme: Theme, name: str, text: str, note: str, parent: QWidget) -> None:

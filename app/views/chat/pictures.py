@@ -19,10 +19,11 @@ from PySide6.QtGui import (
     QPen,
     QPixmap,
 )
-from PySide6.QtWidgets import QDialog, QDialogButtonBox, QLabel, QPushButton, QVBoxLayout, QWidget
+from PySide6.QtWidgets import QDialogButtonBox, QLabel, QPushButton, QVBoxLayout, QWidget
 
 from app.i18n.translator import tr
 from app.settings.theme import BUTTON_RADIUS, EDGE, INSIDE, RELATED, Theme
+from app.views.controls.dialog import Dialog
 from core.documents.document import Document
 
 CHIP, SHOWN, WHOLE = QSize(20, 20), QSize(280, 200), QSize(900, 640)
@@ -152,7 +153,7 @@ def _width(line: Sequence[QWidget]) -> int:
     return sum(one.width() + INSIDE for one in line) - INSIDE
 
 
-class PictureDialog(QDialog):
+class PictureDialog(Dialog):
     """Shows a picture as large as it fits."""
 
     def __init__(self, theme: Theme, name: str, data: bytes, parent: QWidget) -> None:

@@ -4,18 +4,19 @@ from __future__ import annotations
 
 from PySide6.QtCore import Qt, Signal
 from PySide6.QtGui import QPainter, QPaintEvent
-from PySide6.QtWidgets import QDialog, QHBoxLayout, QLabel, QPushButton, QVBoxLayout, QWidget
+from PySide6.QtWidgets import QHBoxLayout, QLabel, QPushButton, QVBoxLayout, QWidget
 
 from app.i18n.translator import tr
 from app.settings.settings import declared
 from app.settings.theme import EDGE, RELATED, Theme
+from app.views.controls.dialog import Dialog
 from app.views.controls.inputs import ChoiceBox, TextBox
 
 SIZE = (480, 360)
 AS_SETTINGS = "As in the settings"
 
 
-class ConversationDialog(QDialog):
+class ConversationDialog(Dialog):
     """Edits the settings of the open conversation.
 
     Signal: `applied(system prompt, preset)`; the preset "" means as in the settings.

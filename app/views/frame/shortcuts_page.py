@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from PySide6.QtCore import Qt
 from PySide6.QtGui import QKeySequence, QPainter, QPaintEvent
-from PySide6.QtWidgets import QDialog, QGridLayout, QHBoxLayout, QLabel, QVBoxLayout, QWidget
+from PySide6.QtWidgets import QGridLayout, QHBoxLayout, QLabel, QVBoxLayout, QWidget
 
 from app.i18n.translator import tr
 from app.settings.theme import EDGE, GROUP, INSIDE, LINE, Theme
+from app.views.controls.dialog import Dialog
 from app.views.controls.scroll_pane import ScrollPane
 
 FRAME = 64
@@ -22,7 +23,7 @@ ALWAYS = (
 )
 
 
-class ShortcutsPage(QDialog):
+class ShortcutsPage(Dialog):
     """Lists (words, keys) pairs of the window's actions, and fixed keys."""
 
     def __init__(self, theme: Theme, actions: tuple[tuple[str, str], ...], parent: QWidget) -> None:

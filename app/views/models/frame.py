@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from PySide6.QtCore import Qt, Slot
 from PySide6.QtWidgets import (
-    QDialog,
     QHBoxLayout,
     QLabel,
     QListView,
@@ -16,6 +15,7 @@ from PySide6.QtWidgets import (
 
 from app.settings.theme import GROUP, RELATED, Theme
 from app.views.controls.controls import Pane
+from app.views.controls.dialog import Dialog
 from app.views.controls.inputs import ChoiceBox, SearchBox
 from app.views.controls.tab_stops import order_as_read
 from app.views.models.access import TokenButton
@@ -32,7 +32,7 @@ SORTS: tuple[tuple[Sort, str], ...] = (
 )
 
 
-class ModelDialogFrame(QDialog):
+class ModelDialogFrame(Dialog):
     """Search on top, list on the left, details on the right, models folder at the bottom."""
 
     def __init__(self, theme: Theme, parent: QWidget | None = None) -> None:

@@ -8,7 +8,6 @@ from PySide6.QtCore import Qt, Signal, SignalInstance, Slot
 from PySide6.QtGui import QPainter, QPaintEvent
 from PySide6.QtWidgets import (
     QComboBox,
-    QDialog,
     QFrame,
     QGridLayout,
     QHBoxLayout,
@@ -23,8 +22,10 @@ from PySide6.QtWidgets import (
 from app.engine.remote_state import RemoteState
 from app.i18n.translator import said_error, tr
 from app.settings.theme import EDGE, GROUP, RELATED, Theme
+from app.views.controls.dialog import Dialog
 from app.views.controls.inputs import ChoiceBox, list_style
 from app.views.controls.paragraph import Paragraph
+from app.views.controls.tab_stops import holds_focus
 from core.remote.check import Outcome
 from core.remote.endpoint import PRESETS
 from core.remote.saved import SavedEndpoint
@@ -34,7 +35,7 @@ LIST_WIDTH = 200
 DONE, FAILED = "✓", "✕"
 
 
-class RemoteDialog(QDialog):
+class RemoteDialog(Dialog):
     """Edits, tests and connects remote servers. `former`: the name that a server had before.
 
     Signals: `test_wished(address, key)`; `save_wished(SavedEndpoint, key, former)`; `connect_wished(SavedEndpoint, key,
@@ -102,6 +103,8 @@ class RemoteDialog(QDialog):
         """Show the progress of a test and the saved servers."""
         self._show_saved(state)
         self.test.setText(tr("Testing…") if state.busy else tr("Test"))
+        if state.busy and holds_focus(self.test):
+            self.model.setFocus()  # where what the test finds is chosen
         self.test.setEnabled(not state.busy and bool(self.address.text().strip()))
         self.steps.setText("\n".join(map(step_line, state.outcomes)))
         failed = next((one.error for one in state.outcomes if one.error is not None), None)

@@ -6,12 +6,13 @@ import time
 
 from PySide6.QtCore import Signal, Slot
 from PySide6.QtGui import QGuiApplication, QPainter, QPaintEvent
-from PySide6.QtWidgets import QDialog, QHBoxLayout, QLabel, QLineEdit, QPushButton, QVBoxLayout, QWidget
+from PySide6.QtWidgets import QHBoxLayout, QLabel, QLineEdit, QPushButton, QVBoxLayout, QWidget
 
 from app.engine.server_state import ServerState
 from app.i18n import formatting
 from app.i18n.translator import said_error, tr
 from app.settings.theme import EDGE, GROUP, INSIDE, RELATED, Theme
+from app.views.controls.dialog import Dialog
 from app.views.controls.inputs import TickBox
 from app.views.controls.log_box import LogBox
 from app.views.controls.paragraph import Paragraph
@@ -21,7 +22,7 @@ SIZE = (640, 620)
 SHOWN_CLIENTS = 8
 
 
-class ServerDialog(QDialog):
+class ServerDialog(Dialog):
     """Shows and controls the local server.
 
     Signals: `start_wished(wide)`; `stop_wished`; `key_wished` for another key.

@@ -7,7 +7,6 @@ from pathlib import Path
 from PySide6.QtCore import QCoreApplication, Qt, QUrl, Signal, Slot
 from PySide6.QtGui import QDesktopServices, QIcon, QPainter, QPaintEvent
 from PySide6.QtWidgets import (
-    QDialog,
     QFrame,
     QGridLayout,
     QHBoxLayout,
@@ -24,6 +23,7 @@ from app.i18n.translator import tr
 from app.notices.notices import for_update
 from app.notices.updates import UpdateAnswer
 from app.settings.theme import EDGE, GROUP, Theme
+from app.views.controls.dialog import Dialog
 from app.views.controls.inputs import TextBox
 from app.views.controls.paragraph import Paragraph
 from core.paths import assets
@@ -38,7 +38,7 @@ QT = (
 )
 
 
-class AboutDialog(QDialog):
+class AboutDialog(Dialog):
     """The box itself.
 
     Signals: `update_wished`, to be answered by `show_answer`; `link(address)` to open.
@@ -157,7 +157,7 @@ class AboutDialog(QDialog):
         LicencesDialog(self._theme, licences(assets() / "licences"), self).open()
 
 
-class LicencesDialog(QDialog):
+class LicencesDialog(Dialog):
     """The parts of the program on the left, the selected licence's text on the right."""
 
     def __init__(self, theme: Theme, parts: list[Licence], parent: QWidget) -> None:

@@ -4,19 +4,20 @@ from __future__ import annotations
 
 from PySide6.QtCore import Qt, Signal, Slot
 from PySide6.QtGui import QPainter, QPaintEvent
-from PySide6.QtWidgets import QDialog, QHBoxLayout, QLabel, QProgressBar, QPushButton, QVBoxLayout, QWidget
+from PySide6.QtWidgets import QHBoxLayout, QLabel, QProgressBar, QPushButton, QVBoxLayout, QWidget
 
 from app.gpu.state import GpuState
 from app.gpu.words import page
 from app.i18n.translator import tr
 from app.settings.theme import EDGE, RELATED, Theme
+from app.views.controls.dialog import Dialog
 from app.views.controls.paragraph import Paragraph
 
 SIZE = (520, 260)
 STEPS = 1000
 
 
-class GpuDialog(QDialog):
+class GpuDialog(Dialog):
     """Shows a `GpuState`.
 
     Signal: `wished(id)` of a button: look, fetch, pause, try, remove, restart.

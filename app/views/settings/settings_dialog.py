@@ -9,7 +9,6 @@ from pathlib import Path
 from PySide6.QtCore import QCoreApplication, Qt, Signal, Slot
 from PySide6.QtGui import QHideEvent, QPainter, QPaintEvent
 from PySide6.QtWidgets import (
-    QDialog,
     QFrame,
     QHBoxLayout,
     QLabel,
@@ -22,6 +21,7 @@ from PySide6.QtWidgets import (
 from app.i18n.translator import said
 from app.settings.settings import Problem, Settings, declared, with_value
 from app.settings.theme import EDGE, GROUP, RELATED, Theme
+from app.views.controls.dialog import Dialog
 from app.views.controls.inputs import list_style
 from app.views.controls.paragraph import Paragraph
 from app.views.controls.scroll_pane import ScrollPane
@@ -32,7 +32,7 @@ SIZE = (760, 560)
 LIST_WIDTH = 190
 
 
-class SettingsDialog(QDialog):
+class SettingsDialog(Dialog):
     """Edits the settings, one page per section.
 
     Signals: `changed(Settings, name)` for each valid change; `open_requested(path)` to show a folder;

@@ -10,10 +10,11 @@ from collections.abc import Mapping
 
 from PySide6.QtCore import Qt, Signal, Slot
 from PySide6.QtGui import QPainter, QPaintEvent
-from PySide6.QtWidgets import QDialog, QGridLayout, QHBoxLayout, QLabel, QLineEdit, QPushButton, QVBoxLayout, QWidget
+from PySide6.QtWidgets import QGridLayout, QHBoxLayout, QLabel, QLineEdit, QPushButton, QVBoxLayout, QWidget
 
 from app.i18n.translator import said_error, tr
 from app.settings.theme import EDGE, GROUP, RELATED, Theme
+from app.views.controls.dialog import Dialog
 from app.views.controls.inputs import ChoiceBox, TextBox
 from app.views.controls.paragraph import Paragraph
 from core.errors import BadRequest, HeteGenError
@@ -29,7 +30,7 @@ WINDOWS_PARTS = re.compile(r"(\\*)(.?)", re.DOTALL)
 """Backslashes and the character after them."""
 
 
-class Form(QDialog):
+class Form(Dialog):
     """Base of both forms: headline, error text, and buttons.
 
     Signal: `entered(result of made)`.

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from PySide6.QtCore import Qt, Signal, Slot
 from PySide6.QtGui import QPainter, QPaintEvent
-from PySide6.QtWidgets import QDialog, QFrame, QHBoxLayout, QLabel, QListWidget, QPushButton, QVBoxLayout, QWidget
+from PySide6.QtWidgets import QFrame, QHBoxLayout, QLabel, QListWidget, QPushButton, QVBoxLayout, QWidget
 
 from app.i18n.translator import tr
 from app.settings.theme import EDGE, GROUP, RELATED, Theme
 from app.tools.state import ToolsState
+from app.views.controls.dialog import Dialog
 from app.views.controls.inputs import list_style
 from app.views.controls.paragraph import Paragraph
 from app.views.tools.server_form import PasteForm, ServerForm
@@ -20,7 +21,7 @@ LIST_WIDTH = 220
 MARKS = {"on": "●", "starting": "◌", "failed": "✕", "off": "○"}
 
 
-class ToolsDialog(QDialog):
+class ToolsDialog(Dialog):
     """Shows and edits the tool servers.
 
     Signals: `put_wished(ToolServer, former name)`; `remove_wished(name)`; `switch_wished(name, on)`;

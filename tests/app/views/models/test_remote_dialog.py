@@ -43,13 +43,15 @@ def test_a_server_is_tested_and_its_model_chosen_by_keyboard(qtbot: QtBot) -> No
         chosen: list[str] = []
         controller.chosen.connect(chosen.append)
         qtbot.keyClicks(dialog.address, url.removesuffix("/v1"))
-        qtbot.mouseClick(dialog.test, Qt.MouseButton.LeftButton)
+        dialog.test.setFocus()
+        qtbot.keyClick(dialog.test, Qt.Key.Key_Return)
         qtbot.waitUntil(lambda: dialog.model.currentText() == "big/model")
         qtbot.waitUntil(dialog.test.isEnabled)
         assert FAILED not in dialog.steps.text()
         assert dialog.steps.text().count(DONE) == 7
         assert not dialog.error.isVisible()
-        qtbot.keyClick(dialog, Qt.Key.Key_Return)
+        assert dialog.focusWidget() is dialog.model
+        qtbot.keyClick(dialog.model, Qt.Key.Key_Return)
         qtbot.waitUntil(lambda: chosen == [f"remote:{url}#big/model"])
         assert (name_of(chosen[0]), host_of(chosen[0])) == ("big/model", "127.0.0.1")
         controller.close()

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import pytest
-from PySide6.QtWidgets import QApplication
+from PySide6.QtCore import Qt
+from PySide6.QtTest import QTest
+from PySide6.QtWidgets import QApplication, QLineEdit, QPushButton
 from pytestqt.qtbot import QtBot
 
 from app.settings.theme import Theme
@@ -12,6 +14,7 @@ from app.views.tools.server_form import DOTS, PasteForm, ServerForm, entered_key
 from app.views.tools.tools_dialog import ToolsDialog
 from core.errors import BadRequest
 from core.tools.server import ToolServer
+from tests.app.find import find
 from tests.app.tool_screenshots import FILES, STATE, WEB
 
 
@@ -68,6 +71,20 @@ def test_a_server_is_entered_and_another_edited_without_its_key_being_shown(qtbo
     form.url.setText("http://127.0.0.1:9/mcp")
     form.save.click()
     assert (made[1].url, made[1].headers) == ("http://127.0.0.1:9/mcp", WEB.headers)
+
+
+def test_enter_presses_the_button_with_the_focus_and_in_a_field_the_default_one(qtbot: QtBot) -> None:
+    form = ServerForm(Theme("light"), WEB, set())
+    qtbot.addWidget(form)
+    form.show()
+    cancel, field = find(form, QPushButton, "Cancel"), form.findChildren(QLineEdit)[0]
+    cancel.setFocus()
+    with qtbot.assertNotEmitted(form.entered), qtbot.waitSignal(form.rejected):
+        QTest.keyClick(cancel, Qt.Key.Key_Return)
+    form.show()
+    field.setFocus()
+    with qtbot.waitSignal(form.entered):
+        QTest.keyClick(field, Qt.Key.Key_Return)
 
 
 def test_pasted_servers_are_added_and_what_is_wrong_is_said(qtbot: QtBot) -> None:
