@@ -45,7 +45,7 @@ def make_app(service: Service) -> ASGIApp:
     table += [(method, path.removeprefix("/v1"), do) for method, path, do in table if path.startswith("/v1")]
     starlette = Starlette(
         routes=[Route(path, routes.logged(endpoint), methods=[method]) for method, path, endpoint in table]
-        + [Route("/{path:path}", preflight, methods=["OPTIONS"])],
+        + [Route(path, preflight, methods=["OPTIONS"]) for _, path, _ in table],
         exception_handlers={HTTPException: _refused},
     )
     return Guard(starlette, AccessRules(service.options))

@@ -153,6 +153,7 @@ def test_errors_have_the_shape_of_their_interface(server: Server) -> None:
     assert (status, body["type"], body["error"]["type"]) == (400, "error", "invalid_request_error")
     assert ask(server, "/v1/nothing", {})[1]["error"]["message"]
     assert ask(server, "/v1/models", {})[0] == 405
+    assert [ask(server, path)[0] for path in ("/", "/api/tags", "/favicon.ico")] == [404, 404, 404]
 
 
 def test_a_picture_reaches_the_engine_and_a_model_that_only_reads_says_so(server: Server) -> None:
