@@ -18,6 +18,7 @@ from tests.core.second_device import SecondDevice, put_in
 from tests.core.vision.seeing import IMAGES, expected_tokens, make_seeing
 from tests.core.vision.test_seeing import GREEDY, ONE, THREE, tokens
 
+pytestmark = pytest.mark.usefixtures("steady")
 ROOMY = LoadOptions(context=1024, threads=1, simulate_gpu="vram=2GiB,link=12GB/s")
 TIGHT = replace(ROOMY, simulate_gpu="vram=300MiB,link=12GB/s")
 """Room for all of a tiny model, but not for a picture's activations."""
