@@ -128,6 +128,7 @@ class Application(QObject):
         self.session.changed.connect(self.welcome.on_state)
         self.session.replies.finished.connect(self.display.on_finished)
         self.library.notice.connect(self.window.notices.add)
+        self.library.withdrawn.connect(self.window.notices.withdraw)
         self.library.opening.connect(self.display.on_opening)
         self.commands.load_wished.connect(self.load)
         self.commands.type_wished.connect(self.preferences.size_type)

@@ -15,7 +15,8 @@ from PySide6.QtCore import QObject, Signal, Slot
 from app.conversations import export
 from app.conversations.chat_model import ChatModel
 from app.conversations.conversation import DRAFT, WAITING, Conversation, Turn
-from app.conversations.imports.reader import read_json
+from app.conversations.importing import Importing
+from app.conversations.imports.reader import Imported
 from app.conversations.saved_conversation import SavedConversation
 from app.conversations.store import UNREAD, Store
 from app.conversations.store_file import Report
@@ -30,13 +31,15 @@ log = logging.getLogger(__name__)
 class Library(QObject):
     """Keeper of the user's conversations.
 
-    Signals: `listed(list[Entry])`; `found(list[Hit])`; `opening(Conversation, turn id)`; `notice(Notice)`.
+    Signals: `listed(list[Entry])`; `found(list[Hit])`; `opening(Conversation, turn id)`; `notice(Notice)`;
+    `withdrawn(Notice)` when a notice no longer applies.
     """
 
     listed = Signal(object)
     found = Signal(object)
     opening = Signal(object, str)
     notice = Signal(object)
+    withdrawn = Signal(object)
     _reported = Signal(object)
 
     def __init__(
@@ -54,6 +57,10 @@ class Library(QObject):
         self._early: list[notices.Notice] = []
         self._listed = False
         self._store: Store | None = Store(path, self._reported.emit, waits=True)
+        self._importing = Importing(self._import)
+        self._importing.began.connect(self._on_import_began)
+        self._importing.ended.connect(self._on_imported)
+        self._importing.failed.connect(self._on_import_failed)
         chat.added.connect(self._on_added)
         chat.saved.connect(self._on_saved)
         chat.removed.connect(self._on_removed)
@@ -196,21 +203,13 @@ class Library(QObject):
         return True
 
     def read(self, path: Path) -> None:
-        """Import all conversations of a file."""
-        if self._store is None:
-            return
-        try:
-            imported = read_json(path)
-        except HeteGenError as error:
-            self.notice.emit(notices.for_error(error))
-            return
-        for saved in imported:
-            self._import(self._store, saved)
-        self.notice.emit(notices.imported(len(imported), imported.unreadable))
-        self.refresh()
+        """Import all conversations of a file, beside the window; a notice tells the outcome."""
+        if self._store is not None:
+            self._importing.read(path)
 
     def close(self) -> None:
         """Write what is left and close the store."""
+        self._importing.close()
         if self._store is not None:
             self._store.purge()
             if not self._store.late:  # the engine may have stored a KV cache of a conversation deleted meanwhile
@@ -223,7 +222,9 @@ class Library(QObject):
         entry = self._store.entry(id)
         return SavedConversation(self._store.load(id), entry.pinned, _shared(entry.options), self._store.created(id))
 
-    def _import(self, store: Store, saved: SavedConversation) -> None:
+    def _import(self, saved: SavedConversation) -> None:
+        store = self._store
+        assert store is not None
         conversation, times = saved.conversation, saved.created
         began = min(times.values(), default=None)
         store.put(conversation, saved.options, began)
@@ -233,6 +234,21 @@ class Library(QObject):
             store.choose(path[-1].id)
         if saved.pinned:
             store.pin(conversation.id, pinned=True)
+
+    @Slot(object)
+    def _on_import_began(self, path: Path) -> None:
+        self.notice.emit(notices.importing(path))
+
+    @Slot(object, object)
+    def _on_imported(self, path: Path, imported: Imported) -> None:
+        self.withdrawn.emit(notices.importing(path))
+        self.notice.emit(notices.imported(len(imported), imported.unreadable))
+        self.refresh()
+
+    @Slot(object, object)
+    def _on_import_failed(self, path: Path, error: HeteGenError) -> None:
+        self.withdrawn.emit(notices.importing(path))
+        self.notice.emit(notices.for_error(error))
 
     @Slot(object, object)
     def _on_added(self, conversation: Conversation, turn: Turn) -> None:

@@ -237,6 +237,11 @@ def exported(path: Path) -> Notice:
     return Notice(tr("Exported"), tr("It lies in {}.").format(path), "info")
 
 
+def importing(path: Path) -> Notice:
+    """Report that a file of conversations is being read."""
+    return Notice(tr("Importing"), tr("{} is being read.").format(path.name), "info")
+
+
 def imported(count: int, unreadable: Sequence[str] = ()) -> Notice:
     """Report an import of all conversations except the `unreadable` ones."""
     words = tr("One conversation.") if count == 1 else tr("{} conversations.").format(count)

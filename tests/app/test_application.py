@@ -17,7 +17,8 @@ from PySide6.QtWidgets import QApplication, QDialog, QFileDialog, QLabel, QMessa
 from pytestqt.qtbot import QtBot
 
 from app.application import Application, StartOptions
-from app.conversations.store import Entry
+from app.conversations.imports.reader import Imported, read_json
+from app.conversations.store import Entry, Store
 from app.system import window_state
 from app.system.paths import places
 from app.system.sleep import SleepWatch
@@ -117,14 +118,54 @@ def test_export_and_import_go_round(qtbot: QtBot, start: Start, tmp_path: Path) 
     assert "Out and in." in (tmp_path / "one.md").read_text("utf-8")
     app.library.write("", "json", tmp_path / "all.json")
     app.library.read(tmp_path / "all.json")
-    assert app.window.notices.notices[-1].title == "Imported"
+    qtbot.waitUntil(lambda: app.window.notices.notices[-1].title == "Imported")
     app.library.read(tmp_path / "one.md")
-    assert app.window.notices.notices[-1].tone == "error"
+    qtbot.waitUntil(lambda: app.window.notices.notices[-1].tone == "error")
+    assert "Importing" not in [notice.title for notice in app.window.notices.notices]
     app.library.write("", "json", tmp_path / "no such folder" / "all.json")
     assert app.window.notices.notices[-1].title == "The file could not be written"
 
 
-def test_what_of_an_import_could_not_be_read_is_named(start: Start, tmp_path: Path) -> None:
+def test_the_window_goes_on_while_a_file_is_imported(
+    qtbot: QtBot, start: Start, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gate = threading.Event()
+
+    def late(path: Path) -> Imported:
+        gate.wait(60)
+        return read_json(path)
+
+    monkeypatch.setattr("app.conversations.importing.read_json", late)
+    app = start(ScriptedEngine(answer("Here.")))
+    said = [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "Hello."}]
+    titles = [f"Talk {number}" for number in range(3)]
+    (tmp_path / "some.json").write_text(json.dumps([{"title": each, "messages": said} for each in titles]), "utf-8")
+    app.library.read(tmp_path / "some.json")
+    assert app.window.notices.notices[-1].sentence == "some.json is being read."
+    ask(qtbot, app, "Are you there?")
+    assert entries(app) == ["Are you there?"]
+    gate.set()
+    qtbot.waitUntil(lambda: app.window.notices.notices[-1].sentence == "3 conversations.")
+    assert {*entries(app)} == {*titles, "Are you there?"}
+
+
+def test_what_was_read_of_an_import_is_stored_when_the_window_closes(
+    qtbot: QtBot, start: Start, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("app.conversations.importing.SLICE_S", 0.0)
+    app = start(ScriptedEngine())
+    said = [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "Hello."}]
+    talks = [{"title": f"Talk {number}", "messages": said} for number in range(50)]
+    (tmp_path / "some.json").write_text(json.dumps(talks), "utf-8")
+    app.library.read(tmp_path / "some.json")
+    qtbot.waitUntil(lambda: bool(entries(app)))
+    app.library.close()
+    store = Store(places().conversations)
+    assert len(store.entries()) == 50
+    store.close()
+
+
+def test_what_of_an_import_could_not_be_read_is_named(qtbot: QtBot, start: Start, tmp_path: Path) -> None:
     app = start(ScriptedEngine())
     good = {
         "title": "Good",
@@ -132,6 +173,7 @@ def test_what_of_an_import_could_not_be_read_is_named(start: Start, tmp_path: Pa
     }
     (tmp_path / "some.json").write_text(json.dumps([good, {"title": "Bad", "messages": [{"role": "user"}]}]), "utf-8")
     app.library.read(tmp_path / "some.json")
+    qtbot.waitUntil(lambda: bool(app.window.notices.notices) and app.window.notices.notices[-1].title == "Imported")
     assert app.window.notices.notices[-1].sentence == "One conversation. Not readable: “Bad”."
     assert entries(app) == ["Good"]
 
@@ -178,7 +220,7 @@ def files_of_at_most(size: int) -> Iterator[None]:
         signal.signal(signal.SIGXFSZ, heard)
 
 
-def test_imported_conversations_keep_their_times(start: Start, tmp_path: Path) -> None:
+def test_imported_conversations_keep_their_times(qtbot: QtBot, start: Start, tmp_path: Path) -> None:
     app = start(ScriptedEngine())
     times = {"created": 1_700_000_000.0}, {"created": 1_700_000_100.0}
     turns = [
@@ -188,6 +230,7 @@ def test_imported_conversations_keep_their_times(start: Start, tmp_path: Path) -
     saved = {"format": "hetegen-conversations", "version": 1, "conversations": [{"title": "Old", "turns": turns}]}
     (tmp_path / "old.json").write_text(json.dumps(saved), "utf-8")
     app.library.read(tmp_path / "old.json")
+    qtbot.waitUntil(lambda: entries(app) == ["Old"])
     heard: list[list[Entry]] = []
     app.library.listed.connect(heard.append)
     app.library.refresh()
