@@ -21,6 +21,8 @@ from tests.core.hub.conftest import ID, QUICK
 from tests.core.hub.fake_hub import Double, Fault, Repo, model_files
 
 Connect = Callable[..., Client]
+WHOLE_REQUEST = 1 << 16
+"""A server that closes with a part of it unread resets the connection, and Windows then drops its answer."""
 
 
 def headers(**fields: str) -> Message:
@@ -159,7 +161,7 @@ def test_certificate_that_is_not_trusted(connect: Connect) -> None:
 
 def test_what_is_not_tls_at_all(connect: Connect) -> None:
     def serve(line: socket.socket) -> None:
-        line.recv(100)
+        line.recv(WHOLE_REQUEST)
         line.sendall(b"HTTP/1.1 400 Bad Request\r\n\r\n")
 
     with listener(serve) as address, pytest.raises(NetworkError, match="No safe connection"):
@@ -168,7 +170,7 @@ def test_what_is_not_tls_at_all(connect: Connect) -> None:
 
 def test_answer_that_is_not_http(connect: Connect) -> None:
     def serve(line: socket.socket) -> None:
-        line.recv(100)
+        line.recv(WHOLE_REQUEST)
         line.sendall(b"SSH-2.0-OpenSSH\r\n")
 
     with listener(serve) as address, pytest.raises(NetworkError, match="cannot be reached"):
