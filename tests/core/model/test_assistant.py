@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -169,15 +170,18 @@ def test_damaged_assistants_are_refused(tmp_path: Path) -> None:
         {name: one for name, one in tensors.items() if name != "post_projection.weight"},
         tensors | {ORDERING: tensors[ORDERING] + 1},
     ]
-    for wrong in damaged:
-        save_file(wrong, file, {"format": "pt"})
+    for number, wrong in enumerate(damaged):
+        # Each in a folder of its own: Windows writes no file that is mapped.
+        copy = Path(shutil.copytree(assistant, tmp_path / f"damaged-{number}"))
+        (copy / file.name).unlink()
+        save_file(wrong, copy / file.name, {"format": "pt"})
         with pytest.raises(ModelUnreadable):
-            opened(target, assistant)
-    save_file(tensors, file, {"format": "pt"})
+            opened(target, copy)
     change_config(assistant, num_centroids=33)
     with pytest.raises(ModelUnreadable, match="does not describe a model"):
         opened(target, assistant)
     change_config(assistant, num_centroids=20)
-    file.write_bytes(file.read_bytes()[:-1000])
+    cut = Path(shutil.copytree(assistant, tmp_path / "cut"))
+    (cut / file.name).write_bytes(file.read_bytes()[:-1000])
     with pytest.raises(HeteGenError):
-        opened(target, assistant)
+        opened(target, cut)

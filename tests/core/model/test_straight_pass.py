@@ -213,11 +213,11 @@ def test_a_model_that_is_not_rehearsed_does_not_go_straight(tmp_path: Path) -> N
 
 
 def test_a_load_rehearses_models_of_the_sizes_that_gain(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert not straight(load("llama", tmp_path))
+    assert not straight(load("llama", tmp_path / "small"))
     monkeypatch.setattr(rehearsal, "LEAST_BYTES", 0)
-    assert straight(load("llama", tmp_path))
+    assert straight(load("llama", tmp_path / "right"))
     monkeypatch.setattr(rehearsal, "MOST_BYTES", 1)
-    assert not straight(load("llama", tmp_path))
+    assert not straight(load("llama", tmp_path / "large"))
 
 
 def straight(path: GreedyPath) -> bool:
