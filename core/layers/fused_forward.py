@@ -29,6 +29,10 @@ from core.layers.kv_cache import CACHE_NAMES, KVCache
 from core.layers.kv_layers import PreallocatedLayer
 from core.layers.run_cache import are_alike, holds, room
 
+POSITIONS = "position_ids"
+SCALING, UNSCALED = "llama_4_scaling_beta", "original_max_position_embeddings"
+"""The parameters of attention that scales queries at late positions (Ministral 3), and the number of early ones."""
+
 
 @dataclass(frozen=True)
 class Make:
@@ -69,6 +73,7 @@ class FusedForward:
         self.scale = float(layer.self_attn.scaling)
         self.index = getattr(layer.self_attn, "layer_idx", None)
         self.window = getattr(layer.self_attn, "sliding_window", None)
+        self.unscaled = unscaled_positions(layer.self_attn)
         self._cache_name = next((name for name in CACHE_NAMES if name in parameters), "")
 
     def __call__(self, hidden_states: Tensor, *args: Any, **kwargs: Any) -> Any:
@@ -130,6 +135,8 @@ class FusedForward:
         mask: Any = kwargs.get("attention_mask")
         positions: Any = kwargs.get("position_embeddings")
         rows = x.shape[1]
+        if self.unscaled is not None and not _precede(kwargs.get(POSITIONS), self.unscaled):
+            return False
         if rows > self.most_rows or x.shape[0] != 1 or x.dtype is not self.one.dtype or not x.is_contiguous():
             return False
         if rows > 1 if mask is None else mask.dtype is not torch.bool or mask.shape[1] != 1:
@@ -175,6 +182,8 @@ class LayerRun:
         self._firsts = {layer: self.kinds[kind][0] for layer, kind in self._kinds.items()}
         most_rows = min(layer.most_rows for layer in layers)
         self._one, self._few = self._made(1), self._made(most_rows)
+        self.unscaled = min((one.unscaled for one in layers if one.unscaled is not None), default=None)
+        """See `unscaled_positions`."""
         self.most_rows = most_rows if self._few is not None else 1
         self._deferral = Deferral[Given](len(layers))
 
@@ -339,6 +348,18 @@ def one_by_one(runs: Sequence[LayerRun]) -> Iterator[None]:
     finally:
         for run in runs:
             run.paused = False
+
+
+def unscaled_positions(attention: Any) -> int | None:
+    """Return the number of first positions whose queries are not scaled, which ours never does; None = all."""
+    said: Any = getattr(getattr(attention, "config", None), "rope_parameters", None) or {}
+    scales = SCALING in said and POSITIONS in inspect.signature(attention.forward).parameters
+    return int(said[UNSCALED]) if scales else None
+
+
+def _precede(positions: Tensor | None, end: int) -> bool:
+    """Return whether all positions (1, M) are known and before `end`."""
+    return positions is not None and bool((positions < end).all())
 
 
 def sinks_of(attention: Any) -> Tensor | None:

@@ -23,7 +23,7 @@ from core.kernels.native_layer import ACTIVATIONS, LayerParts, NativeLayer, Turn
 from core.kernels.native_library import MOST_FEW, NativeLibrary
 from core.layers import experts_beside, moe
 from core.layers.after_attention import AfterAttention
-from core.layers.fused_forward import FusedForward, LayerRun, Make, link
+from core.layers.fused_forward import POSITIONS, FusedForward, LayerRun, Make, link
 from core.layers.norms import NativeRMSNorm, without_gain
 from core.layers.projections import (
     HEAD_NORMS,
@@ -337,7 +337,9 @@ def _agrees(layer: Any, fused: FusedForward, make: Make) -> bool:
 
 def _agree(layer: Any, fused: FusedForward, given: tuple[Tensor, Tensor, tuple[Tensor, Tensor]]) -> bool:
     x, mask, positions = given
-    arguments = {"attention_mask": mask, "position_embeddings": positions}
+    arguments: dict[str, Any] = {"attention_mask": mask, "position_embeddings": positions}
+    if fused.unscaled is not None:
+        arguments[POSITIONS] = torch.zeros(1, x.shape[1], dtype=torch.long)
     if not fused.suits(x, arguments):
         return False
     lent: dict[str, Any] = {LENT: {}} if LENT in inspect.signature(layer.forward).parameters else {}

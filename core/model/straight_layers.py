@@ -64,7 +64,8 @@ class WholeRun:
     def __call__(self, x: Tensor, cache: KVCache) -> Tensor | None:
         """Compute x (1, M, K) through all layers; None if this cache needs an ordinary pass."""
         kept, types = [cache.layers[place] for place in self._firsts], self._rotary.types
-        if not all(isinstance(one, PreallocatedLayer) for one in kept):
+        scaled = self._run.unscaled is not None and len(cache.tokens) + x.shape[1] > self._run.unscaled
+        if scaled or not all(isinstance(one, PreallocatedLayer) for one in kept):
             return None
         angles = self._rotary.angles(x, positions_of(x, cache))
         masks = (mask_of(one, x.shape[1]) for one in kept)

@@ -163,6 +163,22 @@ EXPERT_FAMILIES: dict[str, dict[str, Any]] = {
 # Rotary embeddings of other kinds: not in all layers, of neighbouring columns, before the norms.
 TURNING_FAMILIES: dict[str, dict[str, Any]] = {
     "exaone4": _COMMON | _GQA | _FOUR | {"sliding_window": 24, "sliding_window_pattern": 2},
+    "ministral3": _COMMON
+    | _GQA
+    | {
+        "head_dim": 16,
+        "rope_parameters": {
+            "rope_type": "yarn",
+            "rope_theta": 1e6,
+            "factor": 4.0,
+            "original_max_position_embeddings": 256,
+            "beta_fast": 32.0,
+            "beta_slow": 1.0,
+            "mscale": 1.0,
+            "mscale_all_dim": 1.0,
+            "llama_4_scaling_beta": 0.5,
+        },
+    },
     "glm4": _COMMON | _GQA | {"head_dim": 16},
     "glm": _COMMON | _GQA | {"head_dim": 16},
     "ernie4_5": _COMMON | _GQA | {"head_dim": 16},

@@ -27,17 +27,20 @@ from core.offload.host_weight import HostWeight
 from core.runtime.loaded_model import LoadedModel
 from core.runtime.loader import load_model
 from core.spec import Format
-from tests.core.families import make_model
-from tests.core.greedy import GreedyPath
-from tests.core.layers.fused import PROMPT, forwards, load
+from tests.core.families import make_model, reference_tokens
+from tests.core.greedy import GreedyPath, random_prompt
+from tests.core.layers.fused import PROMPT, count_own, forwards, load
+from tests.core.layers.test_expert_families import round_weights, store_in_bf16
 from tests.core.tiny_tokenizer import write_tokenizer
 
 pytestmark = pytest.mark.skipif(not instruction_sets(), reason="the package was built without a compiler")
 FUSED = ("llama", "mistral", "qwen2", "qwen3", "gemma3_text", "olmo2", "mixtral", "qwen3_moe", "gpt_oss")
 FUSED += ("granite", "granitemoe", "qwen2_moe", "glm4_moe", "phi3", "smollm3", "exaone4")
-FUSED += ("glm", "glm4", "ernie4_5", "hunyuan_v1_dense")
+FUSED += ("glm", "glm4", "ernie4_5", "hunyuan_v1_dense", "ministral3")
 PARTLY = {"lfm2": [False, True, False], "lfm2_moe": [False, True, False]}
 """Families with layers of several kinds, and which of them are fused."""
+SCALED_FROM = 256
+"""The first position at which the tests' Ministral 3 scales queries."""
 FORMATS: tuple[Format, ...] = ("bf16", "int8", "int4")
 
 
@@ -120,6 +123,35 @@ def test_what_a_layer_computes_decides_and_not_its_class(tmp_path: Path) -> None
     assert not any(fused(load("llama", tmp_path / "relu", hidden_act="relu")))
     assert not any(fused(load("llama", tmp_path / "biased", mlp_bias=True)))
     assert all(fused(load("llama", tmp_path / "attention", attention_bias=True)))
+
+
+def test_queries_are_scaled_where_the_model_scales_them(tmp_path: Path) -> None:
+    """Ministral 3 scales queries behind a position, here in the middle of the reply: its own layers compute those."""
+    make_model("ministral3", tmp_path)
+    round_weights(tmp_path)
+    prompt = random_prompt(SCALED_FROM - 10)
+    expected = reference_tokens(tmp_path, prompt, 20)
+    path = GreedyPath(tmp_path)
+    store_in_bf16(path.module)
+    own = count_own(forwards(path.module, FusedForward))
+    assert all(fused(path))
+    assert path.tokens(prompt, 20) == expected
+    assert own.count(1) == 9 * len(layers_of(path)), "each token behind the position"
+
+
+def test_a_pass_past_transformers_forward_heeds_scaled_queries(tmp_path: Path) -> None:
+    make_model("ministral3", tmp_path, torch.bfloat16)
+    prompt = random_prompt(SCALED_FROM - 10)
+    path = GreedyPath(tmp_path)
+    path.model.rehearse("bf16")
+    assert path.model.placement.straight is not None
+    assert path.model.placement.straight.proven
+    own = count_own(forwards(path.module, FusedForward))
+    found = path.tokens(prompt, 20)
+    assert own.count(1) == 9 * len(layers_of(path))
+    fused_layers.release(layers_of(path))
+    path.cache.reset()
+    assert path.tokens(prompt, 12) == found[:12]
 
 
 @pytest.mark.parametrize("family", ["llama", "lfm2"])
