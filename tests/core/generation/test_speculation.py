@@ -168,12 +168,19 @@ def test_who_sees_nearly_the_same_draws_nearly_always_the_same() -> None:
     assert right > float(wide[0].max()) + 0.2, "more than the likeliest token would be"
 
 
+@pytest.fixture
+def instant(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let drafting itself take no time: a thread that is held up there for a tenth of a second would lose its gain."""
+    monkeypatch.setattr("core.generation.speculation.time", SimpleNamespace(perf_counter=lambda: 0.0))
+
+
 def passed(speculation: Speculation, ids: list[int], taken: int, seconds: float) -> int:
     drafted = len(speculation.draft(ids, 100))
     speculation.passed(drafted, min(taken, drafted), seconds if drafted else 0.01)
     return drafted
 
 
+@pytest.mark.usefixtures("instant")
 def test_wrong_drafts_make_a_drafter_rest_longer_each_time() -> None:
     speculation, ids = Speculation([PromptLookup()]), list(range(20)) * 3
     drafts = [passed(speculation, ids, 0, 0.012) for _ in range(40 * REST)]
@@ -190,16 +197,20 @@ def test_fewer_plain_passes_are_timed_where_each_takes_long(seconds: float, plai
     assert speculation.draft(ids, 100) != []
 
 
+@pytest.mark.usefixtures("instant")
 def test_the_drafter_that_gains_more_is_asked_first() -> None:
     text = list(range(100, 400))
     wrong, right = Oracle(text, wrong=1), Oracle(text)
     right.name = "right"
     speculation, ids = Speculation([wrong, right]), text[:10]
     for _ in range(TIMED_PASSES + 20):
-        passed(speculation, ids, 7 if speculation.drafter == "right" else 0, 0.012)
+        proposal = speculation.draft(ids, 100)
+        taken = len(proposal) if proposal == right.draft(ids, 100) else 0
+        speculation.passed(len(proposal), taken, 0.012 if proposal else 0.01)
     assert speculation.drafter == "right"
 
 
+@pytest.mark.usefixtures("instant")
 def test_rows_are_divided_for_drafts_only_while_there_are_some() -> None:
     speculation, ids = Speculation([PromptLookup()]), list(range(20)) * 3
     assert not speculation.expects_drafts
