@@ -203,11 +203,13 @@ def test_the_drafter_that_gains_more_is_asked_first() -> None:
     wrong, right = Oracle(text, wrong=1), Oracle(text)
     right.name = "right"
     speculation, ids = Speculation([wrong, right]), text[:10]
+    asked = list[str]()
     for _ in range(TIMED_PASSES + 20):
         proposal = speculation.draft(ids, 100)
         taken = len(proposal) if proposal == right.draft(ids, 100) else 0
         speculation.passed(len(proposal), taken, 0.012 if proposal else 0.01)
-    assert speculation.drafter == "right"
+        asked += [speculation.drafter] if proposal else []
+    assert asked == ["oracle"] + ["right"] * 19
 
 
 @pytest.mark.usefixtures("instant")
