@@ -95,6 +95,8 @@ class HostLinear(nn.Module):
     @property
     def weight(self) -> Tensor:
         """Return the whole weight (N, K), for layers that read its type or multiply by it themselves."""
+        if self.host.is_plain:
+            return self.host.whole()
         like = self.host.shape, self.host.dtype, torch.device("cpu")
         return WholeWeight(like, self.host.whole, self.product)
 

@@ -84,6 +84,11 @@ class HostWeight:
         """Drop the cached cuts."""
         self._cuts.clear()
 
+    @property
+    def is_plain(self) -> bool:
+        """Return whether the weight is stored in the model's compute type."""
+        return self.weight.scales is None and self.weight.data.dtype is self.dtype
+
     def whole(self) -> Tensor:
         """Return (N, K) in the model's compute type; a view if the weight is stored in it."""
         return self.weight.dequantize(self.dtype)
