@@ -38,7 +38,7 @@ class _Layer(ctypes.Structure):
 
     _fields_ = (
         *numbers("hidden", "heads", "kv_heads", "dim", "inner", "activation"),
-        *numbers("turned", "neighbours", "turns_first", "turns_exactly"),
+        *numbers("turned", "neighbours", "turns_first", "turns_exactly", "gated"),
         *reals("residual", "factor"),
         *weights(qkv=3, out=1, gate_up=2, down=1),
         *(("biases", ADDRESS * 4), ("norms", NormFields * NORMS)),
@@ -75,9 +75,10 @@ class LayerParts:
     layer's result.
 
     `weights`: q, k, v and output, then gate, up and down unless the caller computes what follows attention; their
-    storages take the same kind of prepared input for few rows. `biases` (N,): of the first four weights, in the layer's
-    type. `norms`: before and after attention, before and after the gated part, then of q, k and v, per head or over all
-    heads.
+    storages take the same kind of prepared input for few rows. If q has twice as many rows as the output has columns,
+    each head is followed by a gate, whose sigmoid multiplies that head's attention. `biases` (N,): of the first four
+    weights, in the layer's type. `norms`: before and after attention, before and after the gated part, then of q, k and
+    v, per head or over all heads.
     """
 
     dim: int
@@ -89,18 +90,28 @@ class LayerParts:
     turning: Turning = USUAL_TURNING
     factor: float = 1.0
 
+    @property
+    def query_columns(self) -> int:
+        """Return the columns of all heads' queries."""
+        return self.weights[3].shape[1]
+
+    @property
+    def gated(self) -> bool:
+        """Return whether a gate follows each head's query."""
+        return self.weights[0].shape[0] == 2 * self.query_columns
+
     def fit(self, dtype: torch.dtype) -> bool:
         """Return whether shapes and types are those that the library assumes."""
         shapes = [weight.shape for weight in self.weights]
-        (rows, hidden), (kv_rows, _), dim = shapes[0], shapes[1], self.dim
-        expected = [(rows, hidden), (kv_rows, hidden), (kv_rows, hidden), (hidden, rows)]
+        (made, hidden), (kv_rows, _), rows, dim = shapes[0], shapes[1], self.query_columns, self.dim
+        expected = [(2 * rows if self.gated else rows, hidden), (kv_rows, hidden), (kv_rows, hidden), (hidden, rows)]
         if len(shapes) > len(expected):
             inner = shapes[4][0]
             expected += [(inner, hidden), (inner, hidden), (hidden, inner)]
         whole_heads = dim % 2 == 0 and rows % dim == kv_rows % dim == 0 and rows % kv_rows == 0
         gains = [None if norm is None else norm.gain for norm in self.norms]
         vectors = [
-            *zip(self.biases, (rows, kv_rows, kv_rows, hidden), strict=True),
+            *zip(self.biases, (made, kv_rows, kv_rows, hidden), strict=True),
             *((gain, hidden) for gain in gains[:4]),
         ]
         sized = all(vector is None or vector.shape == (length,) for vector, length in vectors)
@@ -117,7 +128,7 @@ class NativeLayer:
 
     def __init__(self, library: NativeLibrary, parts: LayerParts, dtype: torch.dtype) -> None:
         self.dim = parts.dim
-        self.heads, self.kv_heads = (weight.shape[0] // parts.dim for weight in parts.weights[:2])
+        self.heads, self.kv_heads = parts.query_columns // parts.dim, parts.weights[1].shape[0] // parts.dim
         self.dtype = dtype
         self.library = library
         self.turned = parts.dim if parts.turning.columns is None else parts.turning.columns
@@ -126,15 +137,16 @@ class NativeLayer:
         self.parts = parts  # also keeps alive what the fields point to
         self._fields = _fields(parts, self.heads, self.kv_heads, self.turned)
         self.address = ctypes.addressof(self._fields)
-        self._widths = [self.heads * parts.dim, self.kv_heads * parts.dim, self.kv_heads * parts.dim]
+        gates = parts.query_columns if parts.gated else 0
+        self._widths = [parts.query_columns, gates, self.kv_heads * parts.dim, self.kv_heads * parts.dim]
 
     def begin(self, x: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Return q (1, H, M, dim), k and v (1, KVH, M, dim) of x (1, M, K); cos and sin (1, M, turned) are of x's type
-        or fp32, all contiguous."""
+        or fp32, all contiguous. `end` finds the gates, if there are any, behind q in memory."""
         m = x.shape[1]
         qkv = torch.empty(m * sum(self._widths), dtype=self.dtype)
         self.library.layer_begin(self.address, x, cos, sin, qkv)
-        q, k, v = qkv.split_with_sizes([m * width for width in self._widths])
+        q, _, k, v = qkv.split_with_sizes([m * width for width in self._widths])
         return self._by_head(q, m, self.heads), self._by_head(k, m, self.kv_heads), self._by_head(v, m, self.kv_heads)
 
     def end(self, x: Tensor, call: AttentionCall) -> Tensor:
@@ -153,7 +165,7 @@ class NativeLayer:
 def _fields(parts: LayerParts, heads: int, kv_heads: int, turned: int) -> _Layer:
     q, k, v, out, *gated = parts.weights
     fields = _Layer(hidden=q.shape[1], heads=heads, kv_heads=kv_heads, dim=parts.dim, residual=parts.residual)
-    fields.turned, fields.neighbours = turned, parts.turning.neighbours
+    fields.turned, fields.neighbours, fields.gated = turned, parts.turning.neighbours, parts.gated
     fields.turns_first, fields.turns_exactly = parts.turning.first, parts.turning.exact
     fields.factor = parts.factor
     fields.qkv, fields.out = rows_of(q, k, v), rows_of(out)

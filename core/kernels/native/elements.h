@@ -4,7 +4,7 @@
 
 #include "attention.h"
 
-enum Activation { SILU = 0, GELU_TANH = 1, CLAMPED = 2, RELU_SQUARED = 3 };
+enum Activation { SILU = 0, GELU_TANH = 1, CLAMPED = 2, RELU_SQUARED = 3, SIGMOID = 4 };
 
 INLINE float widened(const void *x, int64_t i, const int type) {
     return type == TYPE_F32 ? ((const float *)x)[i] : bf16_to_float(((const uint16_t *)x)[i]);
@@ -25,6 +25,7 @@ INLINE float softplus(float x) { return x > 20.0f ? x : log1pf(expf(x)); }
 
 INLINE float activated(float x, const int64_t activation) {
     if (activation == SILU) return x / (1.0f + exponential(-x));
+    if (activation == SIGMOID) return 1.0f / (1.0f + exponential(-x));
     float inner = 0.7978845608f * (x + 0.044715f * x * x * x);
     return 0.5f * x * (2.0f - 2.0f / (exponential(2.0f * inner) + 1.0f));
 }

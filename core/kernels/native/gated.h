@@ -20,13 +20,15 @@ INLINE void gate_all(const void *gate, const void *up, void *to, int64_t count, 
 }
 
 /* The loops specialised by type, as part of a file's LOOPS, which loops.h compiles for each instruction set. */
+#define GATE_BY(type)                                                                                           \
+    if (activation == SILU) gate_all(gate, up, to, count, SILU, type);                                          \
+    else if (activation == SIGMOID) gate_all(gate, up, to, count, SIGMOID, type);                               \
+    else gate_all(gate, up, to, count, GELU_TANH, type);
 #define GATE_LOOP(name, isa)                                                                                    \
     isa static void name##_gate(const void *gate, const void *up, void *to, int64_t count, int64_t activation,  \
-                                int type) {                                                                     \
-        if (type == TYPE_F32 && activation == SILU) gate_all(gate, up, to, count, SILU, TYPE_F32);              \
-        else if (type == TYPE_F32) gate_all(gate, up, to, count, GELU_TANH, TYPE_F32);                          \
-        else if (activation == SILU) gate_all(gate, up, to, count, SILU, TYPE_BF16);                            \
-        else gate_all(gate, up, to, count, GELU_TANH, TYPE_BF16);                                               \
+                                int stored) {                                                                   \
+        if (stored == TYPE_F32) { GATE_BY(TYPE_F32) }                                                           \
+        else { GATE_BY(TYPE_BF16) }                                                                             \
     }
 #define GATED_LOOPS(name, isa)                                                                                  \
     isa static void name##_add(const void *a, const void *b, float factor, void *to, int64_t count, int type) { \

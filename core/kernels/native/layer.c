@@ -2,7 +2,7 @@
  *
  *   begin   norm -> q, k, v (+ biases, + norms of q and k) -> rotary embedding, which may precede the norms
  *           ...the caller appends k and v to its cache...
- *   end     attention -> output linear -> norm -> + input -> norm -> activation(gate) * up -> down -> norm -> + sum
+ *   end     attention (* sigmoid of a gate from the input) -> output linear -> norm -> + input -> norm -> activation(gate) * up -> down -> norm -> + sum
  *
  * If something else than activation(gate) * up -> down follows (experts), `attend` stops before it. Each norm is
  * optional. Intermediate results are rounded to the type of x wherever torch would store a tensor of that type.
@@ -21,6 +21,7 @@ typedef struct {
     int64_t neighbours;    /* it rotates neighbouring columns together, instead of those half of `turned` apart */
     int64_t turns_first;   /* before the norms of q and k */
     int64_t turns_exactly; /* in fp32 also with angles of fewer bits */
+    int64_t gated; /* each head of q is followed by a gate, whose sigmoid multiplies the attention of that head */
     double residual; /* factor of what attention and the gated part add to the states */
     double factor;   /* factor of the layer's result */
     int64_t qkv[3 * PART_FIELDS], out[PART_FIELDS], gate_up[2 * PART_FIELDS], down[PART_FIELDS];
@@ -134,26 +135,43 @@ static void turn_rows(const Run *r, const Layer *l, int64_t heads, void *x, cons
     }
 }
 
-/* Apply bias, norm and rotary embedding to the heads of q or k: x [m][heads][dim]. */
-static void finish_heads(const Run *r, const Layer *l, const void *bias, const NormOf *n, int64_t heads, void *x,
-                         const void *cos, const void *sin, int angles) {
-    add_bias(r, bias, x, heads * l->dim);
+/* Apply norm and rotary embedding to the heads of q or k: x [m][heads][dim]. */
+static void finish_heads(const Run *r, const Layer *l, const NormOf *n, int64_t heads, void *x, const void *cos,
+                         const void *sin, int angles) {
     if (l->turns_first) turn_rows(r, l, heads, x, cos, sin, angles);
     normed(r, n, x, heads * l->dim, x);
     if (!l->turns_first) turn_rows(r, l, heads, x, cos, sin, angles);
 }
 
-/* x [m][hidden]; qkv: q [m][heads][dim], then k and v [m][kv_heads][dim], all of `type`; cos, sin [m][turned] of type
- * `angles`, which is `type` or fp32. */
+/* Columns of what a layer makes for its queries, with their gates. */
+static int64_t query_columns(const Layer *l) { return l->heads * l->dim * (l->gated ? 2 : 1); }
+
+/* Rearrange q and gate of each head, [m][heads][2][dim], to all of q and then all gates, [2][m][heads][dim]. */
+static void part_gates(const Run *r, const Layer *l, uint8_t *q, uint8_t *spare) {
+    size_t a_head = (size_t)(size_of(r, l->dim) / r->m);
+    int64_t heads = r->m * l->heads;
+    for (int64_t head = 0; head < heads; head++) {
+        memcpy(spare + head * a_head, q + (2 * head + 1) * a_head, a_head);
+        memmove(q + head * a_head, q + 2 * head * a_head, a_head);
+    }
+    memcpy(q + heads * a_head, spare, heads * a_head);
+}
+
+/* x [m][hidden]; qkv: q [m][heads][dim], as many gates if there are any, then k and v [m][kv_heads][dim], all of `type`;
+ * cos, sin [m][turned] of type `angles`, which is `type` or fp32. */
 EXPORT void hetegen_layer_begin(int isa, const Layer *l, const void *x, int type, int64_t m, const void *cos,
                                 const void *sin, int angles, void *qkv, void *scratch, int threads) {
     Run r = {isa, type, threads, m};
     uint8_t *at = scratch, *prepared = taken(&at, prepared_bytes(&r, l)), *spare = taken(&at, size_of(&r, l->hidden));
-    uint8_t *k = (uint8_t *)qkv + size_of(&r, l->heads * l->dim), *v = k + size_of(&r, l->kv_heads * l->dim);
+    uint8_t *gates = taken(&at, size_of(&r, l->heads * l->dim));
+    uint8_t *k = (uint8_t *)qkv + size_of(&r, query_columns(l)), *v = k + size_of(&r, l->kv_heads * l->dim);
     x = normed(&r, &l->before_attention, x, l->hidden, spare);
     product(&r, 3, l->qkv, x, l->hidden, prepared, qkv);
-    finish_heads(&r, l, l->biases[0], &l->q_norm, l->heads, qkv, cos, sin, angles);
-    finish_heads(&r, l, l->biases[1], &l->k_norm, l->kv_heads, k, cos, sin, angles);
+    add_bias(&r, l->biases[0], qkv, query_columns(l));
+    add_bias(&r, l->biases[1], k, l->kv_heads * l->dim);
+    if (l->gated) part_gates(&r, l, qkv, gates);
+    finish_heads(&r, l, &l->q_norm, l->heads, qkv, cos, sin, angles);
+    finish_heads(&r, l, &l->k_norm, l->kv_heads, k, cos, sin, angles);
     add_bias(&r, l->biases[2], v, l->kv_heads * l->dim);
     normed(&r, &l->v_norm, v, l->kv_heads * l->dim, v);
 }
@@ -171,6 +189,8 @@ static void attend(const Run *r, const Layer *l, const void *x, const Attended *
                    uint8_t *added, uint8_t *spare, uint8_t *prepared, uint8_t *scratch) {
     hetegen_attention(r->isa, a->shape, a->q, a->states, a->mask, a->sinks, a->scale, 0, seen, r->type, scratch,
                       a->threads);
+    const uint8_t *gates = (const uint8_t *)a->q + size_of(r, l->heads * l->dim);
+    if (l->gated) loops_of(r->isa)->gate(gates, seen, seen, r->m * l->heads * l->dim, SIGMOID, r->type);
     product(r, 1, l->out, seen, l->heads * l->dim, prepared, added);
     add_bias(r, l->biases[3], added, l->hidden);
     add_on(r, l, x, normed(r, &l->after_attention, added, l->hidden, spare), sum);
@@ -258,7 +278,7 @@ static Room room_for(const Run *r, int64_t count, const Placed *layers) {
     for (const Placed *p = layers; p < layers + count; p++) {
         const Layer *l = p->layer;
         Shape shape = shape_of(l, p->past, r->m);
-        room.qkv = most(room.qkv, aligned(size_of(r, (l->heads + 2 * l->kv_heads) * l->dim)));
+        room.qkv = most(room.qkv, aligned(size_of(r, query_columns(l) + 2 * l->kv_heads * l->dim)));
         room.layer = most(room.layer, hetegen_layer_bytes(r->isa, l, r->type, r->m, (const int64_t *)&shape));
         room.chosen = most(room.chosen, chosen_bytes(r, p));
     }
@@ -352,7 +372,7 @@ EXPORT void hetegen_layers(int isa, int64_t count, const Placed *layers, const v
     for (const Placed *p = layers; p < layers + count; p++, x = out) {
         const Layer *l = p->layer;
         const Past *past = p->past;
-        uint8_t *k = qkv + size_of(&r, l->heads * l->dim), *v = k + size_of(&r, l->kv_heads * l->dim);
+        uint8_t *k = qkv + size_of(&r, query_columns(l)), *v = k + size_of(&r, l->kv_heads * l->dim);
         States seen = seen_of(&r, p);
         hetegen_layer_begin(isa, l, x, type, m, past->cos, past->sin, (int)past->angles, qkv, rest, threads);
         append(&r, l, past, k, v, &seen);

@@ -14,7 +14,7 @@ from core.accelerators.simulation_spec import parse_simulation
 from core.errors import ModelFailed
 from core.events import LoadOptions
 from core.kernels.native_abi import instruction_sets
-from core.kernels.native_layer import NativeLayer
+from core.kernels.native_layer import NativeLayer, Turning
 from core.kernels.native_library import AttentionCall, open_library
 from core.layers import fused_layers
 from core.layers.fused_forward import FusedForward, Make
@@ -38,6 +38,7 @@ FUSED = ("llama", "mistral", "qwen2", "qwen3", "gemma3_text", "olmo2", "mixtral"
 FUSED += ("granite", "granitemoe", "qwen2_moe", "glm4_moe", "phi3", "smollm3", "exaone4")
 FUSED += ("glm", "glm4", "ernie4_5", "hunyuan_v1_dense", "ministral3")
 PARTLY = {"lfm2": [False, True, False], "lfm2_moe": [False, True, False]}
+PARTLY |= {family: [False, False, False, True] for family in ("qwen3_next", "qwen3_5_text", "qwen3_5_moe_text")}
 """Families with layers of several kinds, and which of them are fused."""
 SCALED_FROM = 256
 """The first position at which the tests' Ministral 3 scales queries."""
@@ -88,14 +89,24 @@ def test_the_same_logits_as_with_the_layers_own_forward(
 @pytest.mark.parametrize("isa", instruction_sets())
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("rows", [1, 3, 8])
+@pytest.mark.parametrize(
+    ("family", "turning"),
+    [
+        ("qwen2", Turning()),
+        ("glm4", Turning(14, neighbours=True)),
+        ("hunyuan_v1_dense", Turning(first=True)),
+        ("qwen3_5_text", Turning()),
+    ],
+)
 def test_every_instruction_set_computes_a_layer_of_odd_sizes(
-    isa: str, dtype: torch.dtype, rows: int, tmp_path: Path
+    family: str, turning: Turning, isa: str, dtype: torch.dtype, rows: int, tmp_path: Path
 ) -> None:
     sizes = {"hidden_size": 84, "intermediate_size": 101, "head_dim": 14, "num_attention_heads": 6}
-    path = load("qwen2", tmp_path, "int8", dtype, **sizes)
-    layer: Any = layers_of(path)[0]
+    whole = {"rope_parameters": {"rope_type": "default", "rope_theta": 1e4, "partial_rotary_factor": 1.0}}
+    path = load(family, tmp_path, "int8", dtype, **sizes, **whole)
+    layer: Any = layers_of(path)[-1]
     fused_layers.release([layer])
-    native = NativeLayer(open_library(isa), parts_of(layer, Make("silu", half_angles=False)), dtype)
+    native = NativeLayer(open_library(isa), parts_of(layer, Make("silu", half_angles=False, turning=turning)), dtype)
     x = torch.randn(1, rows, 84).to(dtype)
     angles = torch.randn(1, rows, 7).repeat(1, 1, 2)
     cos, sin = angles.cos().to(dtype), angles.sin().to(dtype)
