@@ -212,9 +212,10 @@ def _make(layer: Any, libraries: Libraries) -> Make | None:
     if not numbers or not parts_of(layer, Make("silu", half_angles=False)).fit(_dtype(layer)):
         return None
     names, scaled = ACTIVATIONS if _is_gated(layer) else ("",), (True, False) if hasattr(layer, FACTOR) else (False,)
-    choices = product(names, (False, True), residuals(layer), _turnings(attention), scaled)
+    # The usual rotary embedding with all the rest before the others: each trial takes some products of the layer.
+    choices = product(_turnings(attention), names, (False, True), residuals(layer), scaled)
     with _another_factor(layer):
-        makes = (Make(*choice) for choice in choices)
+        makes = (Make(name, half, residual, turning, scale) for turning, name, half, residual, scale in choices)
         return next(
             (make for make in makes if _agrees(layer, _fused(layer, libraries, make, _plain(layer)), make)), None
         )
