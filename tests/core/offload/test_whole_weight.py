@@ -15,21 +15,36 @@ from tests.core.families import make_model, reference_tokens
 from tests.core.greedy import OPTIONS, GreedyPath, random_prompt
 
 PROMPT = random_prompt(12)
+FAMILIES = ("mamba2", "mamba")
+"""Mamba-2 converts what its head reads to the type of the head's weight; Mamba also multiplies by its step's."""
 
 
-@pytest.mark.parametrize("card", [None, "vram=64MiB,link=2GB/s", "vram=34MiB,link=2GB/s,gpu=100GB/s"])
-@pytest.mark.parametrize("family", ["mamba2", "mamba"])
-def test_layers_that_ask_for_weights_make_none(
-    family: str, card: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.fixture
+def made(monkeypatch: pytest.MonkeyPatch) -> list[HostWeight]:
+    """Return the weights whose values are made, as far as they are."""
+    found, own = list[HostWeight](), HostWeight.whole
+    monkeypatch.setattr(HostWeight, "whole", lambda weight: found.append(weight) or own(weight))
+    return found
+
+
+@pytest.mark.parametrize("card", ["vram=64MiB,link=2GB/s", "vram=34MiB,link=2GB/s,gpu=100GB/s"])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_layers_that_ask_for_weights_bring_none_to_a_card(
+    family: str, card: str, made: list[HostWeight], tmp_path: Path
 ) -> None:
-    """Mamba-2 converts what its head reads to the type of the head's weight, Mamba multiplies by its step's, too."""
-    made = list[HostWeight]()
-    own = HostWeight.whole
     make_model(family, tmp_path)
-    expected = reference_tokens(tmp_path, PROMPT, 16)
     path = GreedyPath(tmp_path, replace(OPTIONS, simulate_gpu=card))
-    monkeypatch.setattr(HostWeight, "whole", lambda weight: made.append(weight) or own(weight))
-    assert path.tokens(PROMPT, 16) == expected
+    made.clear()
+    assert path.tokens(PROMPT, 16) == reference_tokens(tmp_path, PROMPT, 16)
+    assert not made
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_layers_that_ask_for_weights_convert_none(family: str, made: list[HostWeight], tmp_path: Path) -> None:
+    make_model(family, tmp_path, torch.bfloat16)
+    path = GreedyPath(tmp_path, replace(OPTIONS, format="int8"))
+    made.clear()
+    assert path.tokens(PROMPT, 16)
     assert not made
 
 
