@@ -39,7 +39,7 @@ class _Layer(ctypes.Structure):
     _fields_ = (
         *numbers("hidden", "heads", "kv_heads", "dim", "inner", "activation"),
         *numbers("turned", "neighbours", "turns_first", "turns_exactly", "gated"),
-        *reals("residual", "factor"),
+        *reals("residual", "factor", "softcap"),
         *weights(qkv=3, out=1, gate_up=2, down=1),
         *(("biases", ADDRESS * 4), ("norms", NormFields * NORMS)),
     )
@@ -72,7 +72,7 @@ class LayerParts:
     """The parts of a decoder layer.
 
     `dim`: columns of a head. `residual`: factor of what attention and the gated part add. `factor`: factor of the
-    layer's result.
+    layer's result. `softcap`: bound of the attention's scores, 0 = none.
 
     `weights`: q, k, v and output, then gate, up and down unless the caller computes what follows attention; their
     storages take the same kind of prepared input for few rows. If q has twice as many rows as the output has columns,
@@ -89,6 +89,7 @@ class LayerParts:
     residual: float = 1.0
     turning: Turning = USUAL_TURNING
     factor: float = 1.0
+    softcap: float = 0.0
 
     @property
     def query_columns(self) -> int:
@@ -167,7 +168,7 @@ def _fields(parts: LayerParts, heads: int, kv_heads: int, turned: int) -> _Layer
     fields = _Layer(hidden=q.shape[1], heads=heads, kv_heads=kv_heads, dim=parts.dim, residual=parts.residual)
     fields.turned, fields.neighbours, fields.gated = turned, parts.turning.neighbours, parts.gated
     fields.turns_first, fields.turns_exactly = parts.turning.first, parts.turning.exact
-    fields.factor = parts.factor
+    fields.factor, fields.softcap = parts.factor, parts.softcap
     fields.qkv, fields.out = rows_of(q, k, v), rows_of(out)
     fields.biases, fields.norms = _addresses(parts.biases), (NormFields * NORMS)(*map(norm_fields, parts.norms))
     if gated:

@@ -206,7 +206,7 @@ def _make(layer: Any, libraries: Libraries) -> Make | None:
     """Return how ours computes what the layer does; None if no way agrees."""
     attention = layer.self_attn
     own = {name for name, _ in attention.named_parameters(recurse=False)}
-    if own - {"sinks"} or getattr(attention, "attn_logit_softcapping", None):
+    if own - {"sinks"}:
         return None
     numbers = isinstance(getattr(attention, "head_dim", None), int) and hasattr(attention, "scaling")
     if not numbers or not parts_of(layer, Make("silu", half_angles=False)).fit(_dtype(layer)):
@@ -264,6 +264,7 @@ def parts_of(layer: Any, make: Make) -> LayerParts:
         make.residual,
         make.turning,
         float(getattr(layer, FACTOR)) if make.scaled else 1.0,
+        float(getattr(attention, "attn_logit_softcapping", None) or 0),
     )
 
 

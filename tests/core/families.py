@@ -160,8 +160,8 @@ EXPERT_FAMILIES: dict[str, dict[str, Any]] = {
     },
 }  # fmt: skip
 
-# Rotary embeddings of other kinds: not in all layers, of neighbouring columns, before the norms.
-TURNING_FAMILIES: dict[str, dict[str, Any]] = {
+# Attention of other kinds in usual layers: rotary embeddings not in all layers, of neighbouring columns, before the norms; soft caps.
+ATTENTION_FAMILIES: dict[str, dict[str, Any]] = {
     "exaone4": _COMMON | _GQA | _FOUR | {"sliding_window": 24, "sliding_window_pattern": 2},
     "ministral3": _COMMON
     | _GQA
@@ -178,6 +178,15 @@ TURNING_FAMILIES: dict[str, dict[str, Any]] = {
             "mscale_all_dim": 1.0,
             "llama_4_scaling_beta": 0.5,
         },
+    },
+    "gemma2": _COMMON
+    | _GQA
+    | {
+        "head_dim": 16,
+        "sliding_window": 24,
+        "query_pre_attn_scalar": 16,
+        "attn_logit_softcapping": 2.0,
+        "final_logit_softcapping": 30.0,
     },
     "glm4": _COMMON | _GQA | {"head_dim": 16},
     "glm": _COMMON | _GQA | {"head_dim": 16},
@@ -201,7 +210,7 @@ def make_model(
     """Write a tiny random model of `family` to `folder`, laid out like its published checkpoints."""
     torch.manual_seed(seed)
     config = CONFIG_MAPPING[family](
-        **((FAMILIES | RARER_FAMILIES | EXPERT_FAMILIES | TURNING_FAMILIES | LATENT_FAMILIES)[family] | changes)
+        **((FAMILIES | RARER_FAMILIES | EXPERT_FAMILIES | ATTENTION_FAMILIES | LATENT_FAMILIES)[family] | changes)
     )
     model = AutoModelForCausalLM.from_config(config, dtype=dtype)
     save_random(model, folder, spread)

@@ -24,6 +24,7 @@ typedef struct {
     int64_t gated; /* each head of q is followed by a gate, whose sigmoid multiplies the attention of that head */
     double residual; /* factor of what attention and the gated part add to the states */
     double factor;   /* factor of the layer's result */
+    double softcap;  /* bound of the attention's scores; 0 = none */
     int64_t qkv[3 * PART_FIELDS], out[PART_FIELDS], gate_up[2 * PART_FIELDS], down[PART_FIELDS];
     const void *biases[4]; /* of q, k, v, out; NULL = none */
     NormOf before_attention, after_attention, before_mlp, after_mlp, q_norm, k_norm, v_norm;
@@ -187,8 +188,8 @@ typedef struct {
 /* sum = x + the attention block's output; `seen` and `added` are scratch memory. */
 static void attend(const Run *r, const Layer *l, const void *x, const Attended *a, void *sum, uint8_t *seen,
                    uint8_t *added, uint8_t *spare, uint8_t *prepared, uint8_t *scratch) {
-    hetegen_attention(r->isa, a->shape, a->q, a->states, a->mask, a->sinks, a->scale, 0, seen, r->type, scratch,
-                      a->threads);
+    hetegen_attention(r->isa, a->shape, a->q, a->states, a->mask, a->sinks, a->scale, (float)l->softcap, seen, r->type,
+                      scratch, a->threads);
     const uint8_t *gates = (const uint8_t *)a->q + size_of(r, l->heads * l->dim);
     if (l->gated) loops_of(r->isa)->gate(gates, seen, seen, r->m * l->heads * l->dim, SIGMOID, r->type);
     product(r, 1, l->out, seen, l->heads * l->dim, prepared, added);

@@ -36,7 +36,7 @@ from tests.core.tiny_tokenizer import write_tokenizer
 pytestmark = pytest.mark.skipif(not instruction_sets(), reason="the package was built without a compiler")
 FUSED = ("llama", "mistral", "qwen2", "qwen3", "gemma3_text", "olmo2", "mixtral", "qwen3_moe", "gpt_oss")
 FUSED += ("granite", "granitemoe", "qwen2_moe", "glm4_moe", "phi3", "smollm3", "exaone4")
-FUSED += ("glm", "glm4", "ernie4_5", "hunyuan_v1_dense", "ministral3")
+FUSED += ("glm", "glm4", "ernie4_5", "hunyuan_v1_dense", "ministral3", "gemma2")
 PARTLY = {"lfm2": [False, True, False], "lfm2_moe": [False, True, False]}
 PARTLY |= {family: [False, False, False, True] for family in ("qwen3_next", "qwen3_5_text", "qwen3_5_moe_text")}
 """Families with layers of several kinds, and which of them are fused."""
