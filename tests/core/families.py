@@ -160,7 +160,8 @@ EXPERT_FAMILIES: dict[str, dict[str, Any]] = {
     },
 }  # fmt: skip
 
-# Attention of other kinds in usual layers: rotary embeddings not in all layers, of neighbouring columns, before the norms; soft caps.
+# Usual layers with attention of other kinds: positions not in all layers, of neighbouring columns, before the norms;
+# soft caps.
 ATTENTION_FAMILIES: dict[str, dict[str, Any]] = {
     "exaone4": _COMMON | _GQA | _FOUR | {"sliding_window": 24, "sliding_window_pattern": 2},
     "ministral3": _COMMON
