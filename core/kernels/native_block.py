@@ -1,14 +1,15 @@
 """A decoder layer with a recurrent layer in place of attention, for one token in one call of our library.
 
-    x -> norm -> recurrent layer -> + x = s
-    s -> norm -> experts, and activation(gate) * up -> linear -> + s
+    x -> norm -> recurrent layer -> norm -> + x = s
+    s -> norm -> experts, and activation(gate) * up -> linear -> norm -> + s
 
-A layer may have experts, a gated part or both; without either, s is its result.
+Each norm is optional. A layer may have experts, a gated part or both; without either, s is its result.
 """
 
 from __future__ import annotations
 
 import ctypes
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -21,6 +22,8 @@ from core.kernels.native_mixture import NativeMixture
 from core.kernels.native_recurrent_layer import Memory, NativeRecurrentLayer
 from core.kernels.quantized_weight import QuantizedWeight
 
+NORMS = ("before_recurrent", "after_recurrent", "before_rest", "after_rest")
+
 
 class _Block(ctypes.Structure):
     """Mirrors `Block` in block.c."""
@@ -29,7 +32,7 @@ class _Block(ctypes.Structure):
         *numbers("hidden", "inner", "activation", "kind"),
         *reals("residual"),
         *addresses("recurrent", "mixture"),
-        *((name, NormFields) for name in ("before_recurrent", "before_rest")),
+        *((name, NormFields) for name in NORMS),
         *weights(gate_up=2, down=1),
     )
 
@@ -59,12 +62,12 @@ class GatedRows(NamedTuple):
 
 @dataclass(frozen=True, eq=False)
 class BlockParts:
-    """The parts of a decoder layer of `hidden` columns. `residual`: factor of what is added to the states."""
+    """The parts of a decoder layer of `hidden` columns. `norms`: as in NORMS. `residual`: factor of what is added to
+    the states."""
 
     hidden: int
     recurrent: NativeRecurrentLayer
-    before_recurrent: NormParts
-    before_rest: NormParts | None
+    norms: Sequence[NormParts | None]
     mixture: NativeMixture | None
     gated: GatedRows | None
     activation: str = "silu"
@@ -82,7 +85,7 @@ class NativeBlock:
         self._fields = _Block(
             hidden=parts.hidden, kind=parts.recurrent.kind, residual=parts.residual, recurrent=parts.recurrent.address,
             mixture=None if mixture is None else mixture.address,
-            before_recurrent=norm_fields(parts.before_recurrent), before_rest=norm_fields(parts.before_rest),
+            **dict(zip(NORMS, map(norm_fields, parts.norms), strict=True)),
         )  # fmt: skip
         if gated is not None:
             self._fields.inner, self._fields.activation = gated.inner, ACTIVATIONS[parts.activation]

@@ -38,9 +38,9 @@ class _Layer(ctypes.Structure):
 
     _fields_ = (
         *numbers("hidden", "heads", "kv_heads", "dim", "inner", "activation"),
-        *numbers("turned", "neighbours", "turns_first", "turns_exactly", "gated"),
+        *numbers("turned", "neighbours", "turns_first", "turns_exactly", "gated", "head_gated"),
         *reals("residual", "factor", "softcap"),
-        *weights(qkv=3, out=1, gate_up=2, down=1),
+        *weights(qkv=4, out=1, gate_up=2, down=1),
         *(("biases", ADDRESS * 4), ("norms", NormFields * NORMS)),
     )
 
@@ -76,9 +76,9 @@ class LayerParts:
 
     `weights`: q, k, v and output, then gate, up and down unless the caller computes what follows attention; their
     storages take the same kind of prepared input for few rows. If q has twice as many rows as the output has columns,
-    each head is followed by a gate, whose sigmoid multiplies that head's attention. `biases` (N,): of the first four
-    weights, in the layer's type. `norms`: before and after attention, before and after the gated part, then of q, k and
-    v, per head or over all heads.
+    each head is followed by a gate, whose sigmoid multiplies that head's attention; `head_gates` (H, K) makes one
+    number a head for that. `biases` (N,): of the first four weights, in the layer's type. `norms`: before and after
+    attention, before and after the gated part, then of q, k and v, per head or over all heads.
     """
 
     dim: int
@@ -90,6 +90,7 @@ class LayerParts:
     turning: Turning = USUAL_TURNING
     factor: float = 1.0
     softcap: float = 0.0
+    head_gates: QuantizedWeight | None = None
 
     @property
     def query_columns(self) -> int:
@@ -121,7 +122,8 @@ class LayerParts:
             norm is None or len(norm.gain) in (dim, n)
             for norm, n in zip(self.norms[4:], (rows, kv_rows, kv_rows), strict=True)
         ]
-        return shapes == expected and whole_heads and sized and typed and all(by_head)
+        heads = self.head_gates is None or self.head_gates.shape == (rows // dim, hidden)
+        return shapes == expected and whole_heads and sized and typed and heads and all(by_head)
 
 
 class NativeLayer:
@@ -139,15 +141,16 @@ class NativeLayer:
         self._fields = _fields(parts, self.heads, self.kv_heads, self.turned)
         self.address = ctypes.addressof(self._fields)
         gates = parts.query_columns if parts.gated else 0
-        self._widths = [parts.query_columns, gates, self.kv_heads * parts.dim, self.kv_heads * parts.dim]
+        of_heads = 0 if parts.head_gates is None else self.heads
+        self._widths = [parts.query_columns, gates, self.kv_heads * parts.dim, self.kv_heads * parts.dim, of_heads]
 
     def begin(self, x: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Return q (1, H, M, dim), k and v (1, KVH, M, dim) of x (1, M, K); cos and sin (1, M, turned) are of x's type
-        or fp32, all contiguous. `end` finds the gates, if there are any, behind q in memory."""
+        or fp32, all contiguous. `end` finds the gates, if there are any, in the same memory."""
         m = x.shape[1]
         qkv = torch.empty(m * sum(self._widths), dtype=self.dtype)
         self.library.layer_begin(self.address, x, cos, sin, qkv)
-        q, _, k, v = qkv.split_with_sizes([m * width for width in self._widths])
+        q, _, k, v, _ = qkv.split_with_sizes([m * width for width in self._widths])
         return self._by_head(q, m, self.heads), self._by_head(k, m, self.kv_heads), self._by_head(v, m, self.kv_heads)
 
     def end(self, x: Tensor, call: AttentionCall) -> Tensor:
@@ -169,7 +172,9 @@ def _fields(parts: LayerParts, heads: int, kv_heads: int, turned: int) -> _Layer
     fields.turned, fields.neighbours, fields.gated = turned, parts.turning.neighbours, parts.gated
     fields.turns_first, fields.turns_exactly = parts.turning.first, parts.turning.exact
     fields.factor, fields.softcap = parts.factor, parts.softcap
-    fields.qkv, fields.out = rows_of(q, k, v), rows_of(out)
+    made = rows_of(*(one for one in (q, k, v, parts.head_gates) if one is not None))
+    fields.qkv[: len(made)], fields.out = [*made], rows_of(out)
+    fields.head_gated = parts.head_gates is not None
     fields.biases, fields.norms = _addresses(parts.biases), (NormFields * NORMS)(*map(norm_fields, parts.norms))
     if gated:
         gate, up, down = gated

@@ -34,6 +34,12 @@ TOGETHER = ("input_linear", "output_linear")
 After = tuple[None, ...] | None
 """Returned in a tuple after a layer's result; None: the result is returned alone."""
 RETURNED: tuple[After, ...] = (None, (), (None,))
+PLACES: dict[tuple[int, bool], tuple[int | None, ...]] = {
+    (1, False): (0, None, None, None),
+    (2, True): (0, None, 1, None),
+    (4, True): (0, 2, 1, 3),
+}
+"""Which of a layer's norms is which of `BlockParts`, by their number and whether something follows the recurrence."""
 PLACE = "layer_idx"
 TRIED_TOKENS, TRIED_SIZES = 4, (0.02, 0.5, 10.0)
 """Scales of the trial rows: small ones show everything that a layer adds."""
@@ -94,21 +100,20 @@ def _recurrent(layer: nn.Module) -> list[FusedRecurrent]:
 
 def _parts(layer: nn.Module) -> BlockParts | None:
     """Return the layer's parts; None if it has others."""
-    children, recurrent = list(layer.children()), _recurrent(layer)
+    children, recurrent = [child for child in layer.children() if not isinstance(child, nn.Identity)], _recurrent(layer)
     norms = [child for child in children if isinstance(child, NativeRMSNorm)]
     mixtures = [own for child in children if isinstance(own := vars(child).get("forward"), FusedMixture)]
     gated = [found for child in children if (found := _gated(child)) is not None]
     rest, single = len(mixtures) + len(gated), max(len(mixtures), len(gated)) <= 1
-    if not (single and len(recurrent) == 1 and len(norms) == 1 + bool(rest) and len(children) == len(norms) + rest + 1):
+    places = PLACES.get((len(norms), bool(rest)))
+    if places is None or not (single and len(recurrent) == 1 and len(children) == len(norms) + rest + 1):
         return None
     experts = mixtures[0].native(1) if mixtures else None
-    hidden, before = norms[0].parts.gain.numel(), [norm.parts for norm in norms]
+    hidden, placed = norms[0].parts.gain.numel(), [None if at is None else norms[at].parts for at in places]
     library = recurrent[0].native.library
     if (mixtures and experts is None) or not all(one.fit(hidden) and one.takes_one_input(library) for one in gated):
         return None
-    return BlockParts(
-        hidden, recurrent[0].native, before[0], before[1] if rest else None, experts, gated[0] if gated else None
-    )
+    return BlockParts(hidden, recurrent[0].native, placed, experts, gated[0] if gated else None)
 
 
 def _gated(module: nn.Module) -> GatedRows | None:

@@ -26,6 +26,7 @@ from core.layers.after_attention import AfterAttention
 from core.layers.fused_forward import POSITIONS, FusedForward, LayerRun, Make, link
 from core.layers.norms import NativeRMSNorm, without_gain
 from core.layers.projections import (
+    HEAD_GATE,
     HEAD_NORMS,
     VALUE_NORM,
     Projection,
@@ -33,6 +34,7 @@ from core.layers.projections import (
     are_gated,
     named,
     of_attention,
+    of_head_gates,
     of_mlp,
 )
 from core.layers.trials import MISFITS, function_key, is_like, rounds_alike
@@ -56,7 +58,7 @@ LENT, LENDS, BORROWS = "shared_kv_states", "store_full_length_kv", "is_kv_shared
 readers."""
 FACTOR, TRIED_FACTOR = "layer_scalar", 0.75
 """The scalar buffer that may multiply a layer's result, and a trial value that reveals it."""
-PAIRINGS = ((False, False), (True, False), (True, True))
+PAIRINGS = ((False, False), (False, True), (True, False), (True, True))
 """Which columns the rotary embedding pairs, and whether in fp32, as in `Turning`."""
 PLACE = "layer_idx"
 TRIED_SIZES = (0.02, 0.5, 10.0)
@@ -131,7 +133,7 @@ class Libraries(NamedTuple):
         """Return whether they can replace a layer's own: they take one input for all of its linears."""
         if self.few is None or own.few is None:
             return self == own
-        projections = _projections(layer)
+        projections = _multiplied(layer)
         return _are_alike(projections, self.one, 1) and _are_alike(projections, self.few, MOST_FEW)
 
 
@@ -145,9 +147,10 @@ def _libraries(layer: nn.Module) -> Libraries | None:
     projections = _projections(layer)
     if not all(isinstance(norm, NativeRMSNorm) for norm in _norms(layer) if norm is not None):
         return None
-    if any(one.bias is not None for one in projections[4:]) or (one := _common_library(projections, 1)) is None:
+    multiplied = _multiplied(layer)
+    if any(one.bias is not None for one in projections[4:]) or (one := _common_library(multiplied, 1)) is None:
         return None
-    return Libraries(one, _common_library(projections, MOST_FEW))
+    return Libraries(one, _common_library(multiplied, MOST_FEW))
 
 
 def _children(layer: nn.Module) -> dict[str, nn.Module]:
@@ -185,6 +188,12 @@ def _projections(layer: Any) -> list[Projection]:
     """Return the projections of attention, and those of the MLP if it is a dense one; [] if some are not on the CPU."""
     attention, mlp = of_attention(layer.self_attn), of_mlp(_mlp(layer)) if _is_gated(layer) else []
     return [*attention, *mlp] if attention and (mlp or not _is_gated(layer)) else []
+
+
+def _multiplied(layer: Any) -> list[Projection]:
+    """Return all projections, with that of gates of heads; [] if some are not on the CPU."""
+    projections, gates = _projections(layer), of_head_gates(layer.self_attn)
+    return [*projections, *gates] if projections and bool(gates) is (HEAD_GATE in named(layer.self_attn)) else []
 
 
 def _common_library(projections: list[Projection], rows: int) -> NativeLibrary | None:
@@ -265,6 +274,7 @@ def parts_of(layer: Any, make: Make) -> LayerParts:
         make.turning,
         float(getattr(layer, FACTOR)) if make.scaled else 1.0,
         float(getattr(attention, "attn_logit_softcapping", None) or 0),
+        next((one.weight for one in of_head_gates(attention)), None),
     )
 
 

@@ -17,13 +17,16 @@ USUAL = {
     "ffn_norm": "post_attention_layernorm", "out_proj": "o_proj", "q_layernorm": "q_norm", "k_layernorm": "k_norm",
     "query_layernorm": "q_norm", "key_layernorm": "k_norm",
     "w1": "gate_proj", "w3": "up_proj", "w2": "down_proj", "activation_fn": "act_fn",
+    "post_operator_norm": "post_self_attn_layernorm", "post_ffn_norm": "post_mlp_layernorm",
 }  # fmt: skip
 """The usual names of parts that have others in some families (LFM2, mixtures of experts)."""
 ATTENTION, KEYS_AS_VALUES = {"q_proj", "k_proj", "v_proj", "o_proj"}, {"q_proj", "k_proj", "o_proj"}
 JOINED_ATTENTION = {"qkv_proj", "o_proj"}
-HEAD_NORMS, VALUE_NORM = ("q_norm", "k_norm"), "v_norm"
+HEAD_NORMS, VALUE_NORM, HEAD_GATE = ("q_norm", "k_norm"), "v_norm", "g_proj"
 MLP, JOINED_MLP, ACTIVATION = {"gate_proj", "up_proj", "down_proj"}, {"gate_up_proj", "down_proj"}, "act_fn"
 """The names of the parts in nearly all architectures."""
+
+IDLE = (nn.Dropout, nn.Identity)
 
 
 class Projection(NamedTuple):
@@ -46,14 +49,14 @@ class Projection(NamedTuple):
 
 
 def named(module: nn.Module) -> dict[str, Any]:
-    """Return the module's parts by their usual names, without dropouts, which do nothing here."""
+    """Return the module's parts by their usual names, without those that do nothing here."""
     children = module.named_children()
-    return {USUAL.get(name, name): child for name, child in children if not isinstance(child, nn.Dropout)}
+    return {USUAL.get(name, name): child for name, child in children if not isinstance(child, IDLE)}
 
 
 def are_attention(names: set[str]) -> bool:
     """Return whether attention with these parts has the usual projections, and norms of q and k or none."""
-    usual = names - {VALUE_NORM, *HEAD_NORMS} in (ATTENTION, KEYS_AS_VALUES, JOINED_ATTENTION)
+    usual = names - {VALUE_NORM, HEAD_GATE, *HEAD_NORMS} in (ATTENTION, KEYS_AS_VALUES, JOINED_ATTENTION)
     return usual and len(names & {*HEAD_NORMS}) != 1
 
 
@@ -76,6 +79,12 @@ def of_attention(attention: nn.Module) -> list[Projection]:
         return []
     kept = (parts["q_proj"], parts["k_proj"], parts.get("v_proj", parts["k_proj"]), output)
     return [projection for linear in kept for projection in _divided(linear, linear.host.rows)]
+
+
+def of_head_gates(attention: nn.Module) -> list[Projection]:
+    """Return the one that makes a gate for each head, if there is one."""
+    linear = _on_cpu(attention).get(HEAD_GATE)
+    return [] if linear is None or linear.bias is not None else _divided(linear, linear.host.rows)
 
 
 def of_mlp(mlp: nn.Module) -> list[Projection]:

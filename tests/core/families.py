@@ -180,6 +180,7 @@ ATTENTION_FAMILIES: dict[str, dict[str, Any]] = {
             "llama_4_scaling_beta": 0.5,
         },
     },
+    "lfm3": _COMMON | _GQA | {"head_dim": 16, "layer_types": ["conv", "full_attention", "conv"]},
     "gemma2": _COMMON
     | _GQA
     | {

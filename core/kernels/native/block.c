@@ -1,8 +1,9 @@
 /* A decoder layer with a recurrent layer in place of attention, for one token in one call:
  *
- *   x -> norm -> recurrent layer -> + x = s;   s -> norm -> experts + (activation(gate) * up -> down) -> + s
+ *   x -> norm -> recurrent layer -> norm -> + x = s
+ *   s -> norm -> experts + (activation(gate) * up -> down) -> norm -> + s
  *
- * A layer may have experts, a gated part or both; without either, s is its result. Intermediate results are rounded to
+ * Each norm is optional. A layer may have experts, a gated part or both; without either, s is its result. Intermediate results are rounded to
  * the type of x wherever torch does. */
 #include "gated.h"
 #include "norms.h"
@@ -14,7 +15,7 @@ typedef struct {
     double residual;                         /* factor of what is added to the states */
     const void *recurrent;
     const Mixture *mixture; /* NULL = no experts */
-    NormOf before_recurrent, before_rest;
+    NormOf before_recurrent, after_recurrent, before_rest, after_rest;
     int64_t gate_up[2 * PART_FIELDS], down[PART_FIELDS];
 } Block;
 
@@ -61,14 +62,12 @@ EXPORT void hetegen_block(int isa, const Block *b, const void *x, int type, cons
     const void *given = normed(&r, &b->before_recurrent, x, b->hidden, spare);
 
     hetegen_recurrent_layer(isa, (int)b->kind, b->recurrent, given, type, memory, added, at, threads);
-    if (!b->mixture && !b->inner) {
-        loops->add(x, added, residual, out, b->hidden, type);
-        return;
-    }
-    loops->add(x, added, residual, sum, b->hidden, type);
+    const void *made = normed(&r, &b->after_recurrent, added, b->hidden, spare);
+    loops->add(x, made, residual, b->mixture || b->inner ? sum : out, b->hidden, type);
+    if (!b->mixture && !b->inner) return;
     given = normed(&r, &b->before_rest, sum, b->hidden, spare);
     if (b->mixture) hetegen_mixture(isa, b->mixture, given, type, 1, added, at, threads);
     if (b->inner) compute_gated(&r, b, given, b->mixture ? more : added, at);
     if (b->mixture && b->inner) loops->add(added, more, 1, added, b->hidden, type);
-    loops->add(sum, added, residual, out, b->hidden, type);
+    loops->add(sum, normed(&r, &b->after_rest, added, b->hidden, spare), residual, out, b->hidden, type);
 }

@@ -22,10 +22,12 @@ typedef struct {
     int64_t turns_first;   /* before the norms of q and k */
     int64_t turns_exactly; /* in fp32 also with angles of fewer bits */
     int64_t gated; /* each head of q is followed by a gate, whose sigmoid multiplies the attention of that head */
+    int64_t head_gated; /* behind v, a number for each head, whose sigmoid does */
     double residual; /* factor of what attention and the gated part add to the states */
     double factor;   /* factor of the layer's result */
     double softcap;  /* bound of the attention's scores; 0 = none */
-    int64_t qkv[3 * PART_FIELDS], out[PART_FIELDS], gate_up[2 * PART_FIELDS], down[PART_FIELDS];
+    int64_t qkv[4 * PART_FIELDS]; /* and the heads' gates */
+    int64_t out[PART_FIELDS], gate_up[2 * PART_FIELDS], down[PART_FIELDS];
     const void *biases[4]; /* of q, k, v, out; NULL = none */
     NormOf before_attention, after_attention, before_mlp, after_mlp, q_norm, k_norm, v_norm;
 } Layer;
@@ -147,6 +149,11 @@ static void finish_heads(const Run *r, const Layer *l, const NormOf *n, int64_t 
 /* Columns of what a layer makes for its queries, with their gates. */
 static int64_t query_columns(const Layer *l) { return l->heads * l->dim * (l->gated ? 2 : 1); }
 
+/* Elements of all that a layer makes from a row of its input. */
+static int64_t made_columns(const Layer *l) {
+    return query_columns(l) + 2 * l->kv_heads * l->dim + (l->head_gated ? l->heads : 0);
+}
+
 /* Rearrange q and gate of each head, [m][heads][2][dim], to all of q and then all gates, [2][m][heads][dim]. */
 static void part_gates(const Run *r, const Layer *l, uint8_t *q, uint8_t *spare) {
     size_t a_head = (size_t)(size_of(r, l->dim) / r->m);
@@ -158,8 +165,8 @@ static void part_gates(const Run *r, const Layer *l, uint8_t *q, uint8_t *spare)
     memcpy(q + heads * a_head, spare, heads * a_head);
 }
 
-/* x [m][hidden]; qkv: q [m][heads][dim], as many gates if there are any, then k and v [m][kv_heads][dim], all of `type`;
- * cos, sin [m][turned] of type `angles`, which is `type` or fp32. */
+/* x [m][hidden]; qkv: q [m][heads][dim], as many gates if there are any, then k and v [m][kv_heads][dim], and the heads'
+ * gates [m][heads] if there are any, all of `type`; cos, sin [m][turned] of type `angles`, which is `type` or fp32. */
 EXPORT void hetegen_layer_begin(int isa, const Layer *l, const void *x, int type, int64_t m, const void *cos,
                                 const void *sin, int angles, void *qkv, void *scratch, int threads) {
     Run r = {isa, type, threads, m};
@@ -167,7 +174,7 @@ EXPORT void hetegen_layer_begin(int isa, const Layer *l, const void *x, int type
     uint8_t *gates = taken(&at, size_of(&r, l->heads * l->dim));
     uint8_t *k = (uint8_t *)qkv + size_of(&r, query_columns(l)), *v = k + size_of(&r, l->kv_heads * l->dim);
     x = normed(&r, &l->before_attention, x, l->hidden, spare);
-    product(&r, 3, l->qkv, x, l->hidden, prepared, qkv);
+    product(&r, l->head_gated ? 4 : 3, l->qkv, x, l->hidden, prepared, qkv);
     add_bias(&r, l->biases[0], qkv, query_columns(l));
     add_bias(&r, l->biases[1], k, l->kv_heads * l->dim);
     if (l->gated) part_gates(&r, l, qkv, gates);
@@ -185,6 +192,15 @@ typedef struct {
     int threads;
 } Attended;
 
+/* seen [m][heads][dim] *= sigmoid(gates [m][heads]). */
+static void gate_heads(const Run *r, const Layer *l, const void *gates, uint8_t *seen) {
+    int64_t a_head = size_of(r, l->dim) / r->m;
+    for (int64_t head = 0; head < r->m * l->heads; head++) {
+        float open = rounded(activated(widened(gates, head, r->type), SIGMOID), r->type);
+        loops_of(r->isa)->multiply(seen + head * a_head, open, l->dim, r->type);
+    }
+}
+
 /* sum = x + the attention block's output; `seen` and `added` are scratch memory. */
 static void attend(const Run *r, const Layer *l, const void *x, const Attended *a, void *sum, uint8_t *seen,
                    uint8_t *added, uint8_t *spare, uint8_t *prepared, uint8_t *scratch) {
@@ -192,6 +208,8 @@ static void attend(const Run *r, const Layer *l, const void *x, const Attended *
                       scratch, a->threads);
     const uint8_t *gates = (const uint8_t *)a->q + size_of(r, l->heads * l->dim);
     if (l->gated) loops_of(r->isa)->gate(gates, seen, seen, r->m * l->heads * l->dim, SIGMOID, r->type);
+    const uint8_t *of_heads = (const uint8_t *)a->q + size_of(r, query_columns(l) + 2 * l->kv_heads * l->dim);
+    if (l->head_gated) gate_heads(r, l, of_heads, seen);
     product(r, 1, l->out, seen, l->heads * l->dim, prepared, added);
     add_bias(r, l->biases[3], added, l->hidden);
     add_on(r, l, x, normed(r, &l->after_attention, added, l->hidden, spare), sum);
@@ -279,7 +297,7 @@ static Room room_for(const Run *r, int64_t count, const Placed *layers) {
     for (const Placed *p = layers; p < layers + count; p++) {
         const Layer *l = p->layer;
         Shape shape = shape_of(l, p->past, r->m);
-        room.qkv = most(room.qkv, aligned(size_of(r, query_columns(l) + 2 * l->kv_heads * l->dim)));
+        room.qkv = most(room.qkv, aligned(size_of(r, made_columns(l))));
         room.layer = most(room.layer, hetegen_layer_bytes(r->isa, l, r->type, r->m, (const int64_t *)&shape));
         room.chosen = most(room.chosen, chosen_bytes(r, p));
     }

@@ -42,6 +42,8 @@ FAMILIES: dict[str, tuple[str, int, dict[str, Any]]] = {
     "falcon_h1 norm, gate": ("falcon_h1", 3, NORMED | {"mamba_norm_before_gate": True}),
     "lfm2": ("lfm2", 2, {}),
     "lfm2_moe": ("lfm2_moe", 2, {}),
+    "lfm3": ("lfm3", 2, {}),
+    "lfm3 without norms behind": ("lfm3", 2, {"use_sandwich_norm": False, "use_attention_gate": False}),
 }
 """Kinds of layers: a family, its number of recurrent layers, and changes to its configuration."""
 PROMPT = random_prompt(30)
