@@ -21,7 +21,7 @@ from tests.core.greedy import OPTIONS, GreedyPath
 
 pytestmark = pytest.mark.skipif(not instruction_sets(), reason="the package was built without a compiler")
 KINDS = {
-    "qwen3_5_moe_text": {"FusedBlock", "FusedRecurrent", "FusedMixture", "FusedRouter"},
+    "qwen3_5_moe_text": {"FusedBlock", "FusedForward", "FusedRecurrent", "FusedMixture", "FusedRouter"},
     "gemma4_text": {"FusedForward", "FusedMixture", "FusedRouter"},
     "deepseek_v2": {"FusedLatent", "FusedMixture", "FusedRouter", "Expansion"},
 }
