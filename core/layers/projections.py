@@ -67,40 +67,41 @@ def are_gated(names: set[str]) -> bool:
 
 def of_attention(attention: nn.Module) -> list[Projection]:
     """Return q, k, v and the output; [] if they are not all on the CPU."""
-    parts = _on_cpu(attention)
-    if "o_proj" not in parts:
-        return []
-    output = parts["o_proj"]
-    if "qkv_proj" in parts:
-        rows, queries = parts["qkv_proj"].host.rows, output.host.columns
-        keys = (rows - queries) // 2
-        return [*_divided(parts["qkv_proj"], queries, keys, keys), *_divided(output, output.host.rows)]
+    parts = _linears(attention, ATTENTION | JOINED_ATTENTION)
+    if parts.keys() == JOINED_ATTENTION:
+        joined, output = parts["qkv_proj"], parts["o_proj"]
+        keys = (joined.host.rows - output.host.columns) // 2
+        return [*_divided(joined, output.host.columns, keys, keys), _whole(output)]
     if not parts.keys() >= KEYS_AS_VALUES:
         return []
-    kept = (parts["q_proj"], parts["k_proj"], parts.get("v_proj", parts["k_proj"]), output)
-    return [projection for linear in kept for projection in _divided(linear, linear.host.rows)]
+    keys_made = parts["k_proj"]
+    return [*map(_whole, (parts["q_proj"], keys_made, parts.get("v_proj", keys_made), parts["o_proj"]))]
 
 
 def of_head_gates(attention: nn.Module) -> list[Projection]:
     """Return the one that makes a gate for each head, if there is one."""
-    linear = _on_cpu(attention).get(HEAD_GATE)
-    return [] if linear is None or linear.bias is not None else _divided(linear, linear.host.rows)
+    return [_whole(linear) for linear in _linears(attention, {HEAD_GATE}).values() if linear.bias is None]
 
 
 def of_mlp(mlp: nn.Module) -> list[Projection]:
     """Return gate, up and down; [] if they are not all on the CPU."""
-    parts = _on_cpu(mlp)
-    if parts.keys() >= JOINED_MLP:
-        joined, down = parts["gate_up_proj"], parts["down_proj"]
-        return [*_divided(joined, down.host.columns, down.host.columns), *_divided(down, down.host.rows)]
-    if not parts.keys() >= MLP:
+    parts = _linears(mlp, MLP | JOINED_MLP)
+    if parts.keys() == JOINED_MLP:
+        down = parts["down_proj"]
+        return [*_divided(parts["gate_up_proj"], down.host.columns, down.host.columns), _whole(down)]
+    if parts.keys() != MLP:
         return []
-    kept = (parts["gate_proj"], parts["up_proj"], parts["down_proj"])
-    return [projection for linear in kept for projection in _divided(linear, linear.host.rows)]
+    return [*map(_whole, (parts["gate_proj"], parts["up_proj"], parts["down_proj"]))]
 
 
-def _on_cpu(module: nn.Module) -> Mapping[str, HostLinear]:
-    return {name: child for name, child in named(module).items() if isinstance(child, HostLinear)}
+def _linears(module: nn.Module, names: set[str]) -> Mapping[str, HostLinear]:
+    """Return the module's parts of these names; {} if some are not on the CPU."""
+    found = {name: child for name, child in named(module).items() if name in names}
+    return found if all(isinstance(child, HostLinear) for child in found.values()) else {}
+
+
+def _whole(linear: HostLinear) -> Projection:
+    return Projection(linear, 0, linear.host.rows)
 
 
 def _divided(linear: HostLinear, *counts: int) -> list[Projection]:
