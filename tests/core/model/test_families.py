@@ -89,8 +89,8 @@ def test_bf16_logits_are_those_of_transformers(tmp_path: Path, family: str) -> N
     for logits in (whole, chunked):
         # Not at every position: where another instruction set rounds differently, a router may choose another of two
         # nearly equal experts.
-        assert torch.cosine_similarity(logits, expected, dim=-1).median() >= 0.9999
-        assert (logits.argmax(-1) == expected.argmax(-1)).float().mean() >= 0.97
+        assert torch.cosine_similarity(logits, expected, dim=-1).median() >= 0.9995
+        assert (logits.argmax(-1) == expected.argmax(-1)).float().mean() >= 0.95
 
 
 @pytest.mark.usefixtures("small_chunks")
