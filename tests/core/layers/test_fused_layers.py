@@ -117,7 +117,8 @@ def test_every_instruction_set_computes_a_layer_of_odd_sizes(
     with torch.inference_mode():
         expected = layer(x, attention_mask=mask, position_embeddings=(cos, sin))
     # Both read inputs quantised to 8 bits, which may fall on either side of a rounding step.
-    assert (found - expected).abs().max() <= fused_layers.NEAR * (expected - x).abs().max()
+    # LFM3's norms behind its parts enlarge such a step.
+    assert (found - expected).abs().max() <= (0.02 if family == "lfm3" else 0.01) * (expected - x).abs().max()
     x[0, rows - 1, 5] = torch.nan
     query, key, value = native.begin(x, cos, sin)
     broken = native.end(x, AttentionCall(query, key, value, mask, None, 14**-0.5, 0.0))

@@ -20,6 +20,7 @@ from tests.core.greedy import OPTIONS, GreedyPath, pieces, random_prompt
 
 LONG = ("llama", "gemma3_text", "qwen3_next")
 RECURRENT = ("qwen3_next",)
+MIXTURES = ("mixtral", "qwen3_moe", "qwen3_next")
 PROMPT = random_prompt(50)
 
 
@@ -87,10 +88,15 @@ def test_bf16_logits_are_those_of_transformers(tmp_path: Path, family: str) -> N
     path.cache.reset()
     chunked = torch.cat([path.model.forward(part, path.cache, keep=len(part)) for part in pieces(prompt, 64)])
     for logits in (whole, chunked):
-        # Not at every position: where another instruction set rounds differently, a router may choose another of two
-        # nearly equal experts.
-        assert torch.cosine_similarity(logits, expected, dim=-1).median() >= 0.9995
-        assert (logits.argmax(-1) == expected.argmax(-1)).float().mean() >= 0.95
+        alike, said = torch.cosine_similarity(logits, expected, dim=-1), logits.argmax(-1) == expected.argmax(-1)
+        if family in MIXTURES:
+            # Not at every position: where another instruction set rounds differently, a router may choose another of
+            # two nearly equal experts.
+            assert alike.median() >= 0.9995
+            assert said.float().mean() >= 0.95
+        else:
+            assert torch.cosine_similarity(logits.flatten(), expected.flatten(), dim=0) >= 0.9999
+            assert said.float().mean() >= 0.99
 
 
 @pytest.mark.usefixtures("small_chunks")
