@@ -8,6 +8,7 @@ from pytestqt.qtbot import QtBot
 
 from app.system.single_instance import SingleInstance
 from tests.app.conftest import LONG_MS
+from tests.app.waiting import until
 
 OTHER = """
 import sys
@@ -37,9 +38,8 @@ print("here", flush=True)
 sys.stdin.readline()
 if not one.claim():
     sys.exit(4)
-one.woken.connect(qt.quit)
-qt.exec()
-sys.exit(3)
+one.woken.connect(lambda: print("woken", flush=True))
+qt.exec()  # as a window, which stays: one that ended now could not hear the other out
 """
 FIRST, SECOND = 3, 4
 LONG_S = LONG_MS / 1000
@@ -95,15 +95,20 @@ def test_one_that_is_ending_is_waited_for(qapp: object, tmp_path: Path) -> None:
 def test_when_two_start_at_once_one_is_first(tmp_path: Path) -> None:
     command = [sys.executable, "-c", AT_ONCE, str(tmp_path), "60000"]
     both = [subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) for _ in range(2)]
-    for each in both:
-        assert each.stdout is not None
-        assert each.stdout.readline().strip() == b"here"
     try:
+        for each in both:
+            assert each.stdout is not None
+            assert each.stdout.readline().strip() == b"here"
         for each in both:
             assert each.stdin is not None
             each.stdin.write(b"\n")
             each.stdin.flush()
-        assert {each.wait(LONG_S) for each in both} == {FIRST, SECOND}
+        until(lambda: any(each.poll() is not None for each in both))
+        second, first = sorted(both, key=lambda each: each.poll() is None)
+        assert second.returncode == SECOND
+        assert first.stdout is not None
+        assert first.stdout.readline().strip() == b"woken"
+        assert first.poll() is None
     finally:
         for each in both:
             each.kill()
