@@ -196,7 +196,7 @@ class Actions(QObject):
         title = self._library.title(id) if id else tr("Conversations")
         name, _ = QFileDialog.getSaveFileName(self._window, tr("Export"), suggested(title, ending), words)
         if name:
-            self._library.write(id, form, Path(name))
+            self._library.export(id, form, Path(name))
 
     def may_quit(self) -> bool:
         """Return whether the window may close, asking first if unsaved conversations would be lost."""

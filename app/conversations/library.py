@@ -20,6 +20,7 @@ from app.conversations.imports.reader import Imported
 from app.conversations.saved_conversation import SavedConversation
 from app.conversations.store import UNREAD, Store
 from app.conversations.store_file import Report
+from app.engine.task_thread import TaskThread
 from app.notices import notices
 from app.system import readings
 from core.errors import HeteGenError
@@ -57,6 +58,9 @@ class Library(QObject):
         self._early: list[notices.Notice] = []
         self._listed = False
         self._store: Store | None = Store(path, self._reported.emit, waits=True)
+        self._exporting = TaskThread("export", runs_stopped=True)  # an export that was begun is not lost by quitting
+        self._exporting.done.connect(self._on_written)
+        self._exporting.failed.connect(self._on_not_written)
         self._importing = Importing(self._import)
         self._importing.began.connect(self._on_import_began)
         self._importing.ended.connect(self._on_imported)
@@ -187,20 +191,19 @@ class Library(QObject):
         entries = self._store.entries() if self._store else []
         return next((entry.title for entry in entries if entry.id == id), "")
 
+    def export(self, id: str, form: str, path: Path) -> None:
+        """Export one conversation, or all if `id` is "", beside the window; a notice tells the outcome."""
+        store = self._store
+        if store is not None:
+            self._exporting.run(lambda stop, tell: _written(store, id, form, path))
+
     def write(self, id: str, form: str, path: Path) -> bool:
-        """Export one conversation, or all if `id` is ""; return whether it was written."""
+        """Export as `export` does, but wait for it; return whether it was written."""
         if self._store is None:
             return False
-        ids = [id] if id else [entry.id for entry in self._store.entries()]
-        saved = [self._saved(each) for each in ids]
-        text = export.to_json(saved) if form == "json" else export.to_markdown(saved[0])
-        try:
-            write_whole(path, text)
-        except OSError as error:
-            self.notice.emit(notices.not_written(path, error))
-            return False
-        self.notice.emit(notices.exported(path))
-        return True
+        outcome = _written(self._store, id, form, path)
+        self.notice.emit(outcome)
+        return outcome.tone != "error"
 
     def read(self, path: Path) -> None:
         """Import all conversations of a file, beside the window; a notice tells the outcome."""
@@ -210,17 +213,13 @@ class Library(QObject):
     def close(self) -> None:
         """Write what is left and close the store."""
         self._importing.close()
+        self._exporting.close()
         if self._store is not None:
             self._store.purge()
             if not self._store.late:  # the engine may have stored a KV cache of a conversation deleted meanwhile
                 readings.keep_only(entry.id for entry in self._store.entries())
             self._store.close()
             self._store = None
-
-    def _saved(self, id: str) -> SavedConversation:
-        assert self._store is not None
-        entry = self._store.entry(id)
-        return SavedConversation(self._store.load(id), entry.pinned, _shared(entry.options), self._store.created(id))
 
     def _import(self, saved: SavedConversation) -> None:
         store = self._store
@@ -234,6 +233,14 @@ class Library(QObject):
             store.choose(path[-1].id)
         if saved.pinned:
             store.pin(conversation.id, pinned=True)
+
+    @Slot(int, object)
+    def _on_written(self, ticket: int, outcome: notices.Notice) -> None:
+        self.notice.emit(outcome)
+
+    @Slot(int, object)
+    def _on_not_written(self, ticket: int, error: HeteGenError) -> None:
+        self.notice.emit(notices.for_error(error))
 
     @Slot(object)
     def _on_import_began(self, path: Path) -> None:
@@ -284,6 +291,23 @@ class Library(QObject):
             self._early.append(notice)
         if report.kind == "saved" and self._listed:
             self.refresh()  # the conversations of a file that could not be opened before
+
+
+def _written(store: Store, id: str, form: str, path: Path) -> notices.Notice:
+    """Write one conversation, or all if `id` is "", to a file; return the notice of the outcome."""
+    ids = [id] if id else [entry.id for entry in store.entries()]
+    saved = [_saved(store, each) for each in ids]
+    text = export.to_json(saved) if form == "json" else export.to_markdown(saved[0])
+    try:
+        write_whole(path, text)
+    except OSError as error:
+        return notices.not_written(path, error)
+    return notices.exported(path)
+
+
+def _saved(store: Store, id: str) -> SavedConversation:
+    entry = store.entry(id)
+    return SavedConversation(store.load(id), entry.pinned, _shared(entry.options), store.created(id))
 
 
 def _shared(options: Mapping[str, Any]) -> dict[str, Any]:

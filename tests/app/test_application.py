@@ -28,6 +28,7 @@ from app.views.frame.shortcuts_page import ShortcutsPage
 from app.views.settings.settings_dialog import SettingsDialog
 from core.errors import ModelUnreadable
 from core.events import Failed, LoadOptions, Piece, Replanned
+from core.files import write_whole
 from core.planning.planner import place
 from core.spec import Budget
 from tests.app.conftest import Start
@@ -124,6 +125,38 @@ def test_export_and_import_go_round(qtbot: QtBot, start: Start, tmp_path: Path) 
     assert "Importing" not in [notice.title for notice in app.window.notices.notices]
     app.library.write("", "json", tmp_path / "no such folder" / "all.json")
     assert app.window.notices.notices[-1].title == "The file could not be written"
+
+
+def test_the_window_goes_on_while_conversations_are_exported(
+    qtbot: QtBot, start: Start, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gate, path = threading.Event(), tmp_path / "all.json"
+
+    def late(path: Path, text: str) -> None:
+        gate.wait(60)
+        write_whole(path, text)
+
+    monkeypatch.setattr("app.conversations.library.write_whole", late)
+    app = start(ScriptedEngine(answer("Here."), answer("Still here.")))
+    ask(qtbot, app, "Keep this")
+    app.library.export("", "json", path)
+    ask(qtbot, app, "Are you there?")
+    assert not path.exists()
+    gate.set()
+    qtbot.waitUntil(lambda: "Exported" in [notice.title for notice in app.window.notices.notices])
+    assert "Keep this" in path.read_text("utf-8")
+    app.library.export("", "json", tmp_path / "no such folder" / "all.json")
+    qtbot.waitUntil(lambda: app.window.notices.notices[-1].title == "The file could not be written")
+
+
+def test_an_export_that_was_begun_is_written_when_the_window_closes(qtbot: QtBot, start: Start, tmp_path: Path) -> None:
+    app = start(ScriptedEngine(answer("Here.")))
+    ask(qtbot, app, "Keep this")
+    for name in ("one.json", "two.json", "three.json"):
+        app.library.export("", "json", tmp_path / name)
+    app.library.close()
+    for name in ("one.json", "two.json", "three.json"):
+        assert "Keep this" in (tmp_path / name).read_text("utf-8")
 
 
 def test_the_window_goes_on_while_a_file_is_imported(
@@ -599,9 +632,8 @@ def test_a_tour_by_keyboard_alone(qtbot: QtBot, start: Start, tmp_path: Path, mo
     target = tmp_path / "chat.md"
     monkeypatch.setattr(QFileDialog, "getSaveFileName", lambda *_: (str(target), ""))
     tour.control(Qt.Key.Key_S)
+    qtbot.waitUntil(lambda: [notice.title for notice in tour.app.window.notices.notices] == ["Exported"])
     assert "First reply." in target.read_text("utf-8")
-
-    assert [notice.title for notice in tour.app.window.notices.notices] == ["Exported"]
 
     tour.key(Qt.Key.Key_F1)
     tour.close(ShortcutsPage)
