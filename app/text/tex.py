@@ -10,45 +10,43 @@ import re
 from dataclasses import dataclass
 from typing import Literal
 
-_GREEK = {
-    "alpha": "α", "beta": "β", "gamma": "γ", "delta": "δ", "epsilon": "ϵ", "varepsilon": "ε", "zeta": "ζ", "eta": "η",
-    "theta": "θ", "vartheta": "ϑ", "iota": "ι", "kappa": "κ", "lambda": "λ", "mu": "μ", "nu": "ν", "xi": "ξ",
-    "pi": "π", "rho": "ρ", "sigma": "σ", "tau": "τ", "upsilon": "υ", "phi": "ϕ", "varphi": "φ", "chi": "χ",
-    "psi": "ψ", "omega": "ω", "Gamma": "Γ", "Delta": "Δ", "Theta": "Θ", "Lambda": "Λ", "Xi": "Ξ", "Pi": "Π",
-    "Sigma": "Σ", "Upsilon": "Υ", "Phi": "Φ", "Psi": "Ψ", "Omega": "Ω",
-}  # fmt: skip
-_SIGNS = {
-    "times": "×", "cdot": "·", "div": "÷", "pm": "±", "mp": "∓", "le": "≤", "leq": "≤", "ge": "≥", "geq": "≥",
-    "ne": "≠", "neq": "≠", "approx": "≈", "equiv": "≡", "sim": "∼", "propto": "∝", "infty": "∞", "partial": "∂",
-    "nabla": "∇", "sum": "∑", "prod": "∏", "int": "∫", "oint": "∮", "in": "∈", "notin": "∉", "subset": "⊂",
-    "subseteq": "⊆", "supset": "⊃", "cup": "∪", "cap": "∩", "emptyset": "∅", "forall": "∀", "exists": "∃",
-    "neg": "¬", "land": "∧", "lor": "∨", "to": "→", "rightarrow": "→", "leftarrow": "←", "Rightarrow": "⇒",
-    "Leftarrow": "⇐", "Leftrightarrow": "⇔", "iff": "⇔", "implies": "⇒", "mapsto": "↦", "ldots": "…", "cdots": "⋯",
-    "dots": "…", "angle": "∠", "degree": "°", "circ": "∘", "star": "⋆", "ast": "∗", "perp": "⊥", "parallel": "∥",
-    "mid": "|", "langle": "⟨", "rangle": "⟩", "lfloor": "⌊", "rfloor": "⌋", "lceil": "⌈", "rceil": "⌉", "hbar": "ℏ",
-    "ell": "ℓ", "Re": "ℜ", "Im": "ℑ", "aleph": "ℵ", "oplus": "⊕", "otimes": "⊗", "ll": "≪", "gg": "≫", "quad": "  ",
-    "qquad": "    ", "prime": "′", "therefore": "∴", "because": "∵", "setminus": "∖", "top": "⊤",
-    "wedge": "∧", "vee": "∨", "simeq": "≃", "cong": "≅", "gets": "←", "leftrightarrow": "↔", "uparrow": "↑",
-    "downarrow": "↓", "longrightarrow": "⟶", "rightleftharpoons": "⇌", "varnothing": "∅", "supseteq": "⊇",
-    "bullet": "•", "triangle": "△", "lvert": "|", "rvert": "|", "vert": "|", "lVert": "‖", "rVert": "‖", "Vert": "‖",
-}  # fmt: skip
-_BLACKBOARD = dict(zip("CHNPQRZ", "ℂℍℕℙℚℝℤ", strict=True))
-_UP = dict(zip("0123456789+-=()niTabcdefghjklmoprstuvwxyz", "⁰¹²³⁴⁵⁶⁷⁸⁹⁺⁻⁼⁽⁾ⁿⁱᵀᵃᵇᶜᵈᵉᶠᵍʰʲᵏˡᵐᵒᵖʳˢᵗᵘᵛʷˣʸᶻ", strict=True))
-_DOWN = dict(zip("0123456789+-=()aeijkmnoprstuvx", "₀₁₂₃₄₅₆₇₈₉₊₋₌₍₎ₐₑᵢⱼₖₘₙₒₚᵣₛₜᵤᵥₓ", strict=True))
+from app.text.tex_signs import ACCENTS, BLACKBOARD, DOWN, FUNCTIONS, GREEK, NEGATED, SIGNS, UP
+
 _GROUP = r"\{([^{}]*)\}"
-_FRACTION = re.compile(rf"\\[cdt]?frac\s*{_GROUP}\s*{_GROUP}")
-_ROOT = re.compile(rf"\\sqrt\s*(?:\[([^\[\]]*)\])?\s*{_GROUP}")
+_FIRST = r"(\s*\{[^{}]*\}|\s*[\d\u0080-\udfff]|\s+[A-Za-z])"
+"""The first argument of a command: in braces, or one character, which must not go on with the command's name."""
+_NEXT = r"(\s*\{[^{}]*\}|\s*[A-Za-z\d=<>\u0080-\udfff])"
+_FRACTION = re.compile(rf"\\[cdt]?frac{_FIRST}{_NEXT}")
+_BINOMIAL = re.compile(rf"\\[dt]?binom{_FIRST}{_NEXT}")
+_ROOT = re.compile(rf"\\sqrt\s*(?:\[([^\[\]]*)\])?{_FIRST}")
+_OVER = re.compile(rf"\\(overset|stackrel|underset){_FIRST}{_NEXT}")
+_LONG_ARROW = re.compile(rf"\\x(left|right)arrow\s*(?:\[[^\[\]]*\])?\s*{_GROUP}")
+_MODULO = re.compile(rf"\\pmod{_FIRST}")
+_TAG = re.compile(rf"\\tag\*?\s*{_GROUP}")
 _STYLE = re.compile(
-    rf"\\(?:text|textbf|textit|mathrm|mathbf|mathit|mathcal|operatorname|boxed|mathsf|boldsymbol|bm)\s*{_GROUP}"
+    r"\\(?:text(?:bf|it|rm|tt|sf|normal)?|math(?:rm|bf|it|cal|scr|frak|sf|tt|op|rel|bin|ord)|operatorname|boxed|fbox|"
+    rf"boldsymbol|bm|pmb|[mh]box|underbrace|overbrace)\*?\s*{_GROUP}"
 )
-_ACCENTS = {"vec": "\u20d7", "hat": "\u0302", "bar": "\u0304", "tilde": "\u0303", "dot": "\u0307", "ddot": "\u0308"}
-"""Accents over one character, as combining characters."""
-_ACCENT = re.compile(rf"\\({'|'.join(_ACCENTS)})\s*\{{(\w)\}}")
+_ACCENT = re.compile(rf"\\({'|'.join(ACCENTS)})(\s*\{{[^{{}}\\]*\}}|\s*[\d\u0080-\udfff]|\s+[A-Za-z])")
 _MATRIX = re.compile(r"\\begin\{([pbBvV])(?:small)?matrix\}(.*?)\\end\{\1(?:small)?matrix\}", re.DOTALL)
 _ROW = re.compile(r"\\\\(?:\[-?[\d.]+[a-z]{2}\])?")
 _FENCES = {"p": ("(", ")"), "b": ("[", "]"), "B": (r"\{", r"\}"), "v": ("|", "|"), "V": ("‖", "‖")}
-_BOARD = re.compile(r"\\mathbb\s*\{([A-Z])\}")
+_BOARD = re.compile(r"\\mathbb\s*\{([A-Z1])\}")
 _SCRIPT = re.compile(rf"(?<!\\)([\^_])(?:{_GROUP}|(\\?[A-Za-z0-9+\-*′]|[^\x00-\x7f\ue000-\ue002]))")
+_CHEMISTRY = re.compile(r"\\ce\s*\{((?:[^{}]|\{[^{}]*\})*)\}")
+_DEGREES = re.compile(r"\^\s*(?:\\circ(?![A-Za-z])|\{\s*\\circ\s*\})")
+_PRIMES = re.compile(r"\^(?:(′)|\{(′+)\})")
+_NOT = re.compile(r"\\not\s*(\S)")
+_SIZE = re.compile(
+    r"\\(?:left|right)\s*\.|\\(?:left|right|middle|[bB]igg?[lrm]?|(?:display|text|script)style|(?:no)?limits|rm|bf|it|cal|"
+    r"nonumber|notag|allowbreak|hfill|hline|centering)(?![A-Za-z])\s?"
+)
+"""Commands about sizes and places, which have no meaning here."""
+_UNSEEN = re.compile(r"\\(?:[hv]space|[hv]?phantom|label|(?:text)?color|colorbox)\*?\s*\{[^{}]*\}")
+_ENVIRONMENT = re.compile(r"\\begin\{array\}\s*\{[clr|]*\}|\\begin\{[a-zA-Z*]+\}|\\end\{[a-zA-Z*]+\}")
+_BRACES = re.compile(r"(?<![\\A-Za-z}\]^_*])\{([^{}]*)\}")
+"""Braces that only group: those of an unknown command stay with it."""
+_SPACE = re.compile(r"(?<!\\)\\[,;:! ]")
 _ESCAPE = re.compile(r"\\(?:(\\)(?:\[-?[\d.]+[a-z]{2}\])?|([,;:! ])|([{}%$&#_|]))")
 _COMMAND = re.compile(r"\\([A-Za-z]+)")
 LONGEST, ROUNDS = 2000, 12
@@ -86,23 +84,62 @@ def runs(tex: str) -> list[Run]:
 
 
 def _marked(tex: str) -> str:
-    text = re.sub(r"\\(?:left|right|displaystyle|limits|big|Big|bigg|Bigg)(?![A-Za-z])\s?", "", tex.strip())
-    text = _MATRIX.sub(_fenced, text)
-    text = re.sub(r"\\begin\{array\}\s*\{[clr|]*\}|\\begin\{[a-zA-Z*]+\}|\\end\{[a-zA-Z*]+\}", "", text)
-    text = _BOARD.sub(lambda found: _BLACKBOARD.get(found[1], found[1]), text)
-    text = _COMMAND.sub(_sign, text)
+    text = _CHEMISTRY.sub(_chemistry, tex.strip())
+    text = _UNSEEN.sub("", _SIZE.sub("", text))
+    text = _ENVIRONMENT.sub("", _MATRIX.sub(_fenced, text).replace(r"\begin{cases}", r"\{ "))
+    text = _BOARD.sub(lambda found: BLACKBOARD.get(found[1], found[1]), text)
+    text = _COMMAND.sub(_sign, _DEGREES.sub("°", text))
+    text = _PRIMES.sub(lambda found: found[1] or found[2], _NOT.sub(_negated, text))
     for _ in range(ROUNDS):
         before = text
-        text = _STYLE.sub(r"\1", text)
-        text = _ACCENT.sub(lambda found: found[2] + _ACCENTS[found[1]], text)
-        text = _SCRIPT.sub(_script, text)
-        text = _ROOT.sub(_root, text)
-        text = _FRACTION.sub(lambda found: f"{_wrapped(found[1])}/{_wrapped(found[2])}", text)
+        text = _inside_out(text)
         if text == before:
             break
     # One pass from the left: in `\\ x`, the second backslash does not begin an escaped space.
     text = _ESCAPE.sub(_escaped, re.sub(r"(?<!\\)&", " ", text))
     return re.sub(r"[ \t]*\n[ \t]*", "\n", re.sub(r"[ \t]{2,}", " ", text)).strip()
+
+
+def _inside_out(text: str) -> str:
+    """Convert the commands whose arguments are converted already."""
+    text = _STYLE.sub(r"\1", text)
+    text = _ACCENT.sub(_accented, text)
+    text = _SCRIPT.sub(_script, text)
+    text = _ROOT.sub(_root, text)
+    text = _FRACTION.sub(lambda found: f"{_wrapped(found[1])}/{_wrapped(found[2])}", text)
+    text = _BINOMIAL.sub(lambda found: f"C({_bare(found[1])}, {_bare(found[2])})", text)
+    text = _OVER.sub(_over, text)
+    text = _LONG_ARROW.sub(_long_arrow, text)
+    text = _MODULO.sub(lambda found: f"(mod {_bare(found[1])})", text)
+    text = _TAG.sub("\u2003(\\1)", text)
+    return _BRACES.sub(r"\1", text)
+
+
+def _chemistry(found: re.Match[str]) -> str:
+    """Return a formula of chemistry as TeX: its numbers behind letters are indices."""
+    text = found[1].replace("<=>", r"\rightleftharpoons ").replace("->", r"\to ")
+    return r"\text{" + re.sub(r"(?<=[A-Za-z)])(\d+)", r"_{\1}", text) + "}"
+
+
+def _negated(found: re.Match[str]) -> str:
+    return NEGATED.get(found[1], found[1] + "\u0338")
+
+
+def _accented(found: re.Match[str]) -> str:
+    mark = ACCENTS[found[1]]
+    return "".join(each if each in f" {_LOWER}{_HIGHER}{_END}" else each + mark for each in _bare(found[2]))
+
+
+def _over(found: re.Match[str]) -> str:
+    """Return a sign with what stands above or below it, raised or lowered behind it."""
+    return f"{_bare(found[3])}{_LOWER if found[1] == 'underset' else _HIGHER}{_bare(found[2])}{_END}"
+
+
+def _long_arrow(found: re.Match[str]) -> str:
+    above, left = found[2].strip(), found[1] == "left"
+    if not above:
+        return "←" if left else "→"
+    return f"←{above}—" if left else f"—{above}→"
 
 
 def _escaped(found: re.Match[str]) -> str:
@@ -118,18 +155,13 @@ def _fenced(found: re.Match[str]) -> str:
 
 
 def _sign(found: re.Match[str]) -> str:
-    name = found[1]
-    return _GREEK.get(name) or _SIGNS.get(name) or _word(name, found[0])
-
-
-def _word(name: str, whole: str) -> str:
-    functions = {"sin", "cos", "tan", "log", "ln", "exp", "lim", "max", "min", "det", "gcd", "arg", "mod", "softmax"}
-    return name if name in functions else whole
+    name, whole = found[1], found[0]
+    return GREEK.get(name) or SIGNS.get(name) or (name if name in FUNCTIONS else whole)
 
 
 def _script(found: re.Match[str]) -> str:
-    inner = found[2] if found[2] is not None else found[3]
-    table = _UP if found[1] == "^" else _DOWN
+    inner = _SPACE.sub(" ", found[2] if found[2] is not None else found[3])
+    table = UP if found[1] == "^" else DOWN
     if inner and all(character in table for character in inner):
         return "".join(table[character] for character in inner)
     # Resolve commands inside first; the remaining braces mark the script for the next round.
@@ -139,10 +171,17 @@ def _script(found: re.Match[str]) -> str:
 
 
 def _root(found: re.Match[str]) -> str:
-    degree = {"3": "∛", "4": "∜"}.get(found[1] or "", "√")
-    return degree + _wrapped(found[2])
+    degree = (found[1] or "").strip()
+    sign = {"": "√", "2": "√", "3": "∛", "4": "∜"}.get(degree)
+    raised = "".join(UP[each] for each in degree) if all(each in UP for each in degree) else f"{_HIGHER}{degree}{_END}"
+    return (sign or f"{raised}√") + _wrapped(found[2])
 
 
-def _wrapped(text: str) -> str:
-    bare = text.strip()
-    return bare if re.fullmatch(r"[√∛∜]?[\w.′⁰-⁹₀-₉\ue000-\ue002]+", bare) else f"({bare})"
+def _bare(argument: str) -> str:
+    """Return an argument without its braces."""
+    return argument.strip().removeprefix("{").removesuffix("}").strip()
+
+
+def _wrapped(argument: str) -> str:
+    bare = _bare(argument)
+    return bare if re.fullmatch(r"[√∛∜]?[\w.′⁰-⁹₀-₉\u0300-\u036f\ue000-\ue002]+", bare) else f"({bare})"
