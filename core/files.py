@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import threading
 import time
 from contextlib import suppress
 from pathlib import Path
@@ -15,7 +16,7 @@ WAITS_S = (0.01, 0.03, 0.1, 0.3, 1.0)
 def write_whole(path: Path, text: str) -> None:
     """Write a text to `path` atomically, with line ends unchanged. Raises OSError; the old content is then kept."""
     path = path.resolve()  # write to the target of a link, and keep the link
-    fresh = path.with_name(f".{path.name}.{os.getpid()}")
+    fresh = path.with_name(f".{path.name}.{os.getpid()}.{threading.get_ident()}")
     try:
         with fresh.open("w", encoding="utf-8", newline="\n") as file:
             file.write(text)

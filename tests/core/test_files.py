@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import sys
+import threading
 from pathlib import Path
 
 import pytest
@@ -16,6 +18,28 @@ def test_replaces_what_was_there_and_leaves_nothing_beside_it(tmp_path: Path) ->
     for text in ("one\n", "another\r\n"):
         write_whole(file, text)
         assert file.read_bytes() == text.encode()
+    assert list(tmp_path.iterdir()) == [file]
+
+
+def test_two_threads_that_write_one_file_do_not_share_what_they_write(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file, flush = tmp_path / "kept.json", os.fsync
+
+    def second() -> None:
+        write_whole(file, "second")
+
+    def let_the_second_write(number: int) -> None:
+        """Between the first's writing and its renaming."""
+        monkeypatch.setattr(os, "fsync", flush)
+        other = threading.Thread(target=second)
+        other.start()
+        other.join()
+        assert file.read_text("utf-8") == "second"
+
+    monkeypatch.setattr(os, "fsync", let_the_second_write)
+    write_whole(file, "the first")
+    assert file.read_text("utf-8") == "the first"
     assert list(tmp_path.iterdir()) == [file]
 
 
