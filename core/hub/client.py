@@ -16,14 +16,13 @@ from contextlib import contextmanager
 from email.message import Message
 from typing import Any
 from urllib.parse import SplitResult, urlencode, urljoin, urlsplit
-from urllib.request import getproxies, proxy_bypass
 
 from core.errors import NetworkError
 from core.events import Stop, never
 from core.hub.environment import check_endpoint
 from core.hub.http_errors import broken_line, refusal, retry_after
 from core.hub.line import hang_up
-from core.hub.proxy import DEFAULT_PORTS, chosen_proxy, connect, credentials
+from core.hub.proxy import DEFAULT_PORTS, asked_of, connect, proxy_for
 from core.hub.retry import Retries, Transient, retry
 from core.hub.token import check_token
 from core.sentence import sentence
@@ -213,11 +212,9 @@ class Client:
             raise broken_line(error, url) from error
 
     def _exchange(self, url: str, target: SplitResult, headers: dict[str, str]) -> HttpResponse:
-        host = target.hostname or ""
-        proxy = "" if proxy_bypass(host) else chosen_proxy(target.scheme, getproxies())
-        address = target._replace(scheme="", netloc="", fragment="").geturl() or "/"
-        if proxy and target.scheme == "http":
-            address, headers = url, {**headers, **credentials(proxy)}
+        proxy = proxy_for(target)
+        address, for_proxy = asked_of(target, proxy)
+        headers = {**headers, **for_proxy}
         with self._lock:
             kept = self._idle.get(_origin(target))
             reused = kept.pop() if kept else None

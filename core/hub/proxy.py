@@ -6,7 +6,9 @@ import base64
 import http.client
 import ssl
 from collections.abc import Mapping
+from ipaddress import ip_address
 from urllib.parse import SplitResult, unquote, urlsplit
+from urllib.request import getproxies, proxy_bypass
 
 from core.errors import NetworkError
 from core.sentence import sentence
@@ -23,11 +25,33 @@ def connect(
     if not proxy:
         return _to(target.scheme, host, port, timeout_s, context)
     via, via_port = _proxy(proxy)
-    # A plain http request names the whole address to the proxy; https uses a tunnel.
     connection = _to(target.scheme, via.hostname or "", via_port, timeout_s, context)
     if target.scheme == "https":
         connection.set_tunnel(host, port, headers=credentials(proxy))
     return connection
+
+
+def proxy_for(target: SplitResult) -> str:
+    """Return the address of the proxy for requests to `target`, "" = none: no proxy reaches this computer's loopback
+    addresses."""
+    host = target.hostname or ""
+    return "" if is_own(host) or proxy_bypass(host) else chosen_proxy(target.scheme, getproxies())
+
+
+def is_own(host: str) -> bool:
+    """Return whether a host is this computer's by a loopback address."""
+    try:
+        return host == "localhost" or ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+def asked_of(target: SplitResult, proxy: str) -> tuple[str, dict[str, str]]:
+    """Return the address in a request's first line, and headers for the proxy: a plain http request names the whole
+    address to it."""
+    if proxy and target.scheme == "http":
+        return target._replace(fragment="").geturl(), credentials(proxy)
+    return target._replace(scheme="", netloc="", fragment="").geturl() or "/", {}
 
 
 def chosen_proxy(scheme: str, found: Mapping[str, str]) -> str:

@@ -11,12 +11,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 from urllib.parse import urlsplit
-from urllib.request import getproxies, proxy_bypass
 
 from core.errors import BadRequest, HeteGenError, KeyRefused, ModelNotFound, NetworkError
 from core.events import Stop, never
 from core.hub.line import hang_up
-from core.hub.proxy import connect
+from core.hub.proxy import asked_of, connect, proxy_for
 from core.sentence import sentence
 
 LOOK_EVERY_S = 0.05
@@ -65,14 +64,15 @@ class Connection:
         self, method: str, path: str, body: dict[str, Any] | None, stop: Stop, timeout_s: float
     ) -> Iterator[http.client.HTTPResponse]:
         target = urlsplit(f"{self.url}{path}")
-        proxy = "" if proxy_bypass(target.hostname or "") else getproxies().get(target.scheme, "")
+        proxy = proxy_for(target)
+        address, for_proxy = asked_of(target, proxy)
         connection = connect(target, proxy, CONNECT_S, self._context)
         try:
             connection.connect()
             connection.sock.settimeout(timeout_s)
             with _aborted_on(stop, connection.sock):
-                address = target._replace(scheme="", netloc="").geturl()
-                connection.request(method, address, None if body is None else json.dumps(body), self._headers())
+                sent = None if body is None else json.dumps(body)
+                connection.request(method, address, sent, {**self._headers(), **for_proxy})
                 with connection.getresponse() as answer:
                     if answer.status != http.client.OK:
                         raise self.refusal(answer.status, answer.read(MOST_BODY))

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from ipaddress import ip_address
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
+from core.hub.proxy import is_own
 from core.tools.server import ToolServer
 
 if TYPE_CHECKING:
@@ -24,11 +24,11 @@ async def http(server: ToolServer) -> AsyncIterator[TransportStreams]:
     from mcp.client.streamable_http import streamable_http_client
 
     # A proxy cannot reach this computer's loopback addresses.
-    is_own = _is_loopback(urlsplit(server.url).hostname or "")
+    here = is_own(urlsplit(server.url).hostname or "")
     client = httpx2.AsyncClient(
         headers=dict(server.headers),
         timeout=httpx2.Timeout(CONNECT_S, read=SILENCE_S),
-        trust_env=not is_own,
+        trust_env=not here,
         event_hooks={"response": [_bound]},
     )
     async with client, streamable_http_client(server.url, http_client=client) as streams:
@@ -54,10 +54,3 @@ async def _bound(response: Any) -> None:
             await inner.aclose()
 
     response.stream = Bounded()
-
-
-def _is_loopback(host: str) -> bool:
-    try:
-        return host == "localhost" or ip_address(host).is_loopback
-    except ValueError:
-        return False

@@ -151,6 +151,32 @@ def test_a_wrong_key_is_told_from_a_missing_server(guide: EngineThread) -> None:
         loaded(running.address, key="right")
 
 
+def without_exceptions(monkeypatch: pytest.MonkeyPatch, proxy: str) -> None:
+    """Have all plain requests go through a proxy, as far as the environment has a say."""
+    monkeypatch.setenv("http_proxy", proxy)
+    for name in ("no_proxy", "NO_PROXY"):
+        monkeypatch.setenv(name, "")
+
+
+def test_no_proxy_is_asked_for_a_server_on_this_computer(monkeypatch: pytest.MonkeyPatch) -> None:
+    without_exceptions(monkeypatch, "http://127.0.0.1:9")
+    with fake() as (url, _):
+        assert loaded(url)
+
+
+def test_a_proxy_is_told_the_whole_address(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[tuple[str, str | None]] = []
+
+    def get(handler: Fake) -> None:
+        asked.append((handler.path, handler.headers.get("Proxy-Authorization")))
+        handler.say(200, LISTED)
+
+    with fake(do_GET=get) as (url, _):
+        without_exceptions(monkeypatch, url.replace("http://", "http://me:p%40ss@").removesuffix("/v1"))
+        assert loaded("http://box.test:8000/v1")
+    assert asked == [("http://box.test:8000/v1/models", "Basic bWU6cEBzcw==")]
+
+
 @pytest.mark.parametrize("name", ["reasoning_content", "reasoning"])
 def test_every_dialect_of_a_stream_is_read(name: str) -> None:
     def reply(handler: Fake) -> None:
@@ -288,9 +314,10 @@ def test_what_is_no_address_is_said(typed: str) -> None:
 
 
 def test_the_check_names_the_step_that_fails() -> None:
-    with socket.create_server(("127.0.0.1", 0)) as taken:
+    with socket.socket() as taken:  # it refuses connections, and nobody else can listen there
+        taken.bind(("127.0.0.1", 0))
         port = taken.getsockname()[1]
-    assert [one.step for one in check(f"http://127.0.0.1:{port}") if one.error] == ["connection"]
+        assert [one.step for one in check(f"http://127.0.0.1:{port}") if one.error] == ["connection"]
     assert [one.step for one in check("no address") if one.error] == ["address"]
     assert [one.step for one in check("http://name.invalid:1") if one.error] == ["name"]
     with fake(key="right") as (url, _):
