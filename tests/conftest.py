@@ -14,6 +14,9 @@ import pytest
 from core.startup.environment import prepare_environment
 
 os.environ.setdefault("QT_QPA_PLATFORM", "offscreen")
+# A user's own proxies, tokens and settings of Hugging Face's library, which reads them when it is imported.
+for name in [name for name in os.environ if name.upper().endswith("_PROXY") or name.startswith("HF_")]:
+    del os.environ[name]
 prepare_environment()
 # Durations mean nothing here: the machine may be busy, and the first text waits for a table. The examples are the same
 # in each run, so that none fails by chance; with HETEGEN_RANDOM=1 they are others each time.
