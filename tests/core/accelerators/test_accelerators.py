@@ -305,11 +305,16 @@ def test_small_copies_cost_the_links_time(device: SimulatedAccelerator) -> None:
 def test_after_the_device_is_lost_everything_says_so(slow: SimulatedAccelerator) -> None:
     source, target = slow.pinned(32 * MIB), slow.empty((32 * MIB,), torch.uint8)
     stream, arrived = slow.stream(), slow.event()
-    slow.copy_async(target, source, stream)
-    arrived.record(stream)
+
+    def copy_on() -> None:
+        while True:  # a copy takes four seconds, but a busy machine may let the other thread come later still
+            slow.copy_async(target, source, stream)
+            arrived.record(stream)
+            arrived.synchronize()
+
     threading.Timer(0.01, slow.lose).start()
     with pytest.raises(DeviceLost):
-        arrived.synchronize()
+        copy_on()
     calls = [
         slow.memory,
         slow.settle,

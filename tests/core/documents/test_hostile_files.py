@@ -223,7 +223,9 @@ def test_a_name_like_an_option_or_a_command_is_a_name(tmp_path: Path) -> None:
     assert (document.name, document.text) == (path.name, "words")
 
 
-def test_reading_that_takes_too_long_is_ended(tmp_path: Path) -> None:
+def test_reading_that_takes_too_long_is_ended(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    never_ends = [sys.executable, "-c", "import time; time.sleep(600)"]
+    monkeypatch.setattr("core.documents.reader.command", lambda *_: never_ends)
     (tmp_path / "a.txt").write_text("words")
     with pytest.raises(DocumentUnreadable, match="longer than 0 seconds"):
         read_document(tmp_path / "a.txt", replace(SMALL, seconds=0.0))

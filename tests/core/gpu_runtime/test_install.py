@@ -126,13 +126,13 @@ def test_a_full_disk_is_said_and_what_came_is_kept(
     free: int,
 ):
     usage = namedtuple("usage", "total used free")
-    monkeypatch.setattr("shutil.disk_usage", lambda path: usage(0, 0, free if runtime.downloads.root.exists() else 0))
-    if free > 1000:
-        monkeypatch.setattr("core.gpu_runtime.unpack.RESERVE_BYTES", free)
-    with pytest.raises(DiskFull):
-        install(client, runtime, needed, manner=manner)
+    with monkeypatch.context() as patch:
+        patch.setattr("shutil.disk_usage", lambda path: usage(0, 0, free if runtime.downloads.root.exists() else 0))
+        if free > 1000:
+            patch.setattr("core.gpu_runtime.unpack.RESERVE_BYTES", free)
+        with pytest.raises(DiskFull):
+            install(client, runtime, needed, manner=manner)
     assert runtime.installed() == ""
-    monkeypatch.undo()
     install(client, runtime, needed, manner=manner)
     assert runtime.installed() == offer.version
 

@@ -219,11 +219,11 @@ def test_a_model_in_use_is_not_removed_in_part(here: Path, cache: Cache, monkeyp
         (unlink if allowed and allowed.pop() else refused)(path, **how)
 
     before = sorted(cache.repo(ID).rglob("*"))
-    monkeypatch.setattr(os, "rename", refused)
-    monkeypatch.setattr(os, "unlink", unlinked)
-    with pytest.raises(BadRequest, match=r"could not be removed.*in use"):
-        remove(cache, ID)
-    monkeypatch.undo()
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "rename", refused)
+        patch.setattr(os, "unlink", unlinked)
+        with pytest.raises(BadRequest, match=r"could not be removed.*in use"):
+            remove(cache, ID)
     assert sorted(cache.repo(ID).rglob("*")) == before
     assert resolve_model(ID, cache) == here
 

@@ -137,10 +137,11 @@ def test_host_that_does_not_exist(connect: Connect) -> None:
 
 
 def test_host_that_refuses(connect: Connect) -> None:
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        port = server.getsockname()[1]
-    with pytest.raises(NetworkError, match="It refuses connections"):
-        model_info(connect(f"http://127.0.0.1:{port}"), Reference(ID))
+    with socket.socket() as taken:  # nobody else can listen there
+        taken.bind(("127.0.0.1", 0))
+        address = f"http://127.0.0.1:{taken.getsockname()[1]}"
+        with pytest.raises(NetworkError, match="It refuses connections"):
+            model_info(connect(address), Reference(ID))
 
 
 def test_certificate_that_is_not_trusted(connect: Connect) -> None:
@@ -154,7 +155,7 @@ def test_certificate_that_is_not_trusted(connect: Connect) -> None:
 
     with listener(serve) as address:
         with pytest.raises(NetworkError, match="is not safe") as caught:
-            model_info(connect(f"https://localhost:{address.split(':')[1]}", "hf_secret"), Reference(ID))
+            model_info(connect(f"https://{address}", "hf_secret"), Reference(ID))
         assert "certificate was not accepted" in caught.value.why
         assert tried == [1]
 

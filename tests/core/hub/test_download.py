@@ -317,10 +317,10 @@ def test_disk_getting_low_during_a_download_pauses(
         found = real(path)  # type: ignore[arg-type]
         return found if bytes_here(cache) < SOME else found._replace(free=1000)
 
-    monkeypatch.setattr(shutil, "disk_usage", usage)
-    with pytest.raises(DiskFull, match="nearly full"):
-        get(client, cache, DownloadOptions(Pace(), QUICK, reserve_bytes=1 << 20))
-    monkeypatch.undo()
+    with monkeypatch.context() as patch:
+        patch.setattr(shutil, "disk_usage", usage)
+        with pytest.raises(DiskFull, match="nearly full"):
+            get(client, cache, DownloadOptions(Pace(), QUICK, reserve_bytes=1 << 20))
     hub.rate = None
     result = get(client, cache, manner)
     assert result.resumed_bytes > 0

@@ -20,8 +20,6 @@ from tests.core.server.smollm2 import package_folder, write_smollm2
 
 # Patient: on a busy machine a client's body or the engine's refusal comes late.
 LIMITS = Limits(body=256 << 10, refusal_s=60.0, waiting=64)
-# Short, so that the tests of timeouts are fast.
-HASTY = replace(LIMITS, headers_s=1.0, body_s=1.0, ping_s=0.2, refusal_s=0.1)
 
 
 @pytest.fixture(scope="session")
@@ -70,9 +68,9 @@ def server(guide: EngineThread) -> Iterator[Server]:
 
 
 @pytest.fixture
-def hasty(guide: EngineThread) -> Iterator[Server]:
-    """A server that soon gives up clients that say nothing."""
-    running = Server(guide, ServerOptions(port=0, limits=HASTY), Activity())
+def hasty(guide: EngineThread, request: pytest.FixtureRequest) -> Iterator[Server]:
+    """A server with limits of the test's own, so that its timeout comes soon; all others are patient."""
+    running = Server(guide, ServerOptions(port=0, limits=replace(LIMITS, **request.param)), Activity())
     yield running
     running.close()
 

@@ -100,6 +100,7 @@ def test_closing_hangs_up_on_a_client_whose_request_never_ends(
     assert not lost
 
 
+@pytest.mark.parametrize("hasty", [{"headers_s": 1.0}], indirect=True)
 @pytest.mark.parametrize(
     "sent", [b"", b"POST /v1/chat", b"POST / HTTP/1.1\r\nHost: localhost\r\nX: ", b"\x16\x03\x01 tls?"]
 )
@@ -110,6 +111,7 @@ def test_a_client_that_dribbles_is_hung_up_on(hasty: Server, sent: bytes) -> Non
             pass
 
 
+@pytest.mark.parametrize("hasty", [{"body_s": 1.0}], indirect=True)
 def test_a_body_that_never_comes_is_refused(hasty: Server) -> None:
     with socket.create_connection(("127.0.0.1", hasty.port), timeout=60) as connection:
         connection.sendall(b"POST /v1/chat/completions HTTP/1.1\r\nHost: localhost\r\nContent-Length: 100\r\n\r\n{")
@@ -129,6 +131,7 @@ def test_a_body_that_is_too_large_is_refused(server: Server) -> None:
 
 
 @pytest.mark.usefixtures("occupied")
+@pytest.mark.parametrize("hasty", [{"ping_s": 0.2, "refusal_s": 0.1}], indirect=True)
 def test_a_stream_is_kept_alive_while_others_are_answered(hasty: Server) -> None:
     connection = open_request(hasty, CHAT, LONG | {"stream": True})
     received = b""

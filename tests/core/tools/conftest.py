@@ -13,7 +13,7 @@ from core.tools.host import ToolHost
 from core.tools.server import ServerStatus, ToolServer
 
 SCRIPT = Path(__file__).with_name("stdio_server.py")
-PATIENCE_S = 60.0
+PATIENCE_S = 120.0
 
 
 class Stage:

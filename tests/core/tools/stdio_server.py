@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import socket
 import sys
 import time
 from typing import Literal
@@ -81,6 +82,16 @@ def babble(part: str) -> None:
         sys.stdout.write(part)
 
 
+def listen() -> None:
+    """Answer at an address on loopback instead, which is written to the output."""
+    import uvicorn
+
+    with socket.create_server(("127.0.0.1", 0)) as line:
+        print(f"http://127.0.0.1:{line.getsockname()[1]}/mcp", flush=True)
+        config = uvicorn.Config(server.streamable_http_app(), log_level="critical")
+        uvicorn.Server(config).run(sockets=[line])
+
+
 if __name__ == "__main__":
     match sys.argv[1:]:
         case ["mute"]:
@@ -92,7 +103,7 @@ if __name__ == "__main__":
         case ["crash"]:
             print("cannot find my files", file=sys.stderr)
             sys.exit(3)
-        case ["http", port]:
-            server.run(transport="streamable-http", host="127.0.0.1", port=int(port))
+        case ["http"]:
+            listen()
         case _:
             server.run()
