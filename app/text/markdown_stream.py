@@ -1,8 +1,8 @@
 """Splits streaming Markdown into finished runs, which never change again, and a short tail, which may.
 
 Rendering a reply takes linear time: each finished run is rendered once, and only the tail is rendered again. Each fence
-becomes a code block, and each list item a run. Endless lines and endless nesting are cut. Knows text only, no Qt and no
-rendering.
+becomes a code block, and each list item a run; the lines of a formula are joined. Endless lines and endless nesting are
+cut. Knows text only, no Qt and no rendering.
 """
 
 from __future__ import annotations
@@ -16,11 +16,18 @@ LONGEST_LINE, LONGEST_WORD = 2000, 500
 LONGEST_RUN, LONGEST_TABLE = 3000, 20_000
 """Characters after which a paragraph, or a table, is ended."""
 DEEPEST = 8
+ENVIRONMENT = r"\{(?:equation|align|alignat|gather|multline|eqnarray|cases|[pbBvV]?matrix|array)\*?\}"
+"""The names, in braces, of TeX's environments that are formulas without `$$` around them."""
 
 _FENCE = re.compile(r"^(\s*)(?:(?:[-*+]|\d{1,9}[.)])\s+)?(`{3,}|~{3,})[ \t]*([^`\n]*)$")
 _ITEM = re.compile(r"^(\s*)([-*+]|\d{1,9}[.)])(\s+)\S")
 _RULE = re.compile(r"^\s{0,3}([-*_])[ \t]*(?:\1[ \t]*){2,}$")
 _HEADING = re.compile(r"^ {0,3}#{1,6}(?:\s|$)")
+_MATHS = re.compile(
+    r"^\s*(?:(?:[-*+]|\d{1,9}[.)])\s+)?(?:(?P<dollars>\$\$)(?:\s*$|(?!.*\$\$).*\\)|\\\[(?!.*\\\])|"
+    r"\\begin(?P<name>" + ENVIRONMENT + r")(?!.*\\end(?P=name)))|\\\[\s*$"
+)
+"""A line that leaves a formula open. `$$` alone or before TeX: it may also be about money."""
 _DELIMITERS = re.compile(r"^\s*\|?\s*:?-+:?\s*(?:\|\s*:?-*:?\s*)*\|?\s*$")
 
 
@@ -64,6 +71,8 @@ class Splitter:
         self._columns: list[int] = []
         self._level = 0
         self._fence: str | None = None
+        self._maths = ""
+        """What ends the open formula, "" if none is open."""
         self._dedent = 0
 
     @property
@@ -78,6 +87,8 @@ class Splitter:
             shown = "" if self._line.strip()[:1] == self._fence[0] else self._line[self._dedent :]
             return Prose(shown)
         line = "" if self._maybe_fence() else self._line
+        if self._maths:
+            return Prose("\n".join(self._joined(line)), self._level)
         return Prose("\n".join([*self._run, line]), self._level if self._run else self._level_of(line))
 
     def push(self, text: str) -> Iterator[Part]:
@@ -131,6 +142,8 @@ class Splitter:
             self._fence, self._dedent = fence[2], len(fence[1].expandtabs(4))
             language = fence[3].strip().split(" ")[0].strip("{}.").lower()
             yield CodeStart(language, self._level_of(line))
+        elif self._maths:
+            yield from self._take_maths(line)
         elif not line.strip():
             yield from self._end_run()
         elif _HEADING.match(line):
@@ -145,8 +158,20 @@ class Splitter:
                 self._begin(line)
             else:
                 self._run.append(line)
+            self._open_maths(line)
             if sum(map(len, self._run)) >= (LONGEST_TABLE if self._in_table() else LONGEST_RUN):
                 yield from self._end_run()
+
+    def _take_maths(self, line: str) -> Iterator[Part]:
+        self._run = self._joined(line)
+        if self._maths in line:
+            self._maths = ""
+        if sum(map(len, self._run)) >= LONGEST_RUN:
+            yield from self._end_run()
+
+    def _joined(self, line: str) -> list[str]:
+        """Return the run with a formula's next line: `+ b` is no list item there, and an empty line ends nothing."""
+        return [*self._run[:-1], f"{self._run[-1]} {line.strip()}".rstrip()]
 
     def _begin(self, line: str) -> None:
         self._level = self._level_of(line)
@@ -161,8 +186,14 @@ class Splitter:
         if len(self._columns) < DEEPEST:
             self._columns.append(len(item[1].expandtabs(4)) + len(item[2]) + min(4, len(item[3])))
         self._run = [line]
+        self._open_maths(line)
+
+    def _open_maths(self, line: str) -> None:
+        if found := _MATHS.search(line):
+            self._maths = found["dollars"] or (rf"\end{found['name']}" if found["name"] else r"\]")
 
     def _end_run(self) -> Iterator[Part]:
+        self._maths = ""
         if self._run:
             run, self._run = self._run, []
             yield Prose("\n".join(run), self._level)

@@ -27,6 +27,7 @@ from PySide6.QtGui import (
 )
 
 from app.settings.theme import LINE_HEIGHT, RELATED, FontRole, Theme
+from app.text.markdown_stream import ENVIRONMENT
 from app.text.tex import Run, runs
 
 QUOTE_LEVEL = QTextFormat.Property.UserProperty + 1
@@ -36,7 +37,11 @@ STEP = 24
 MOST_COLUMNS = 24
 INSIDE_ITEMS = 4
 _ADDRESS = re.compile(r"https?://[^\s<>\"'`]+[^\s<>\"'`.,;:!?)\]}]")
-_MATHS = re.compile(r"\$\$(.+?)\$\$|\\\[(.+?)\\\]|\\\((.+?)\\\)|\$(?=\S)([^$\n]+?)(?<=\S)\$(?!\d)", re.DOTALL)
+_MATHS = re.compile(
+    r"\$\$(.+?)\$\$|\\\[(.+?)\\\]|\\\((.+?)\\\)|\$(?=\S)([^$\n]+?)(?<=\S)\$(?!\d)"
+    r"|(\\begin(?P<name>" + ENVIRONMENT + r").+?\\end(?P=name))",
+    re.DOTALL,
+)
 
 
 _NUMBER = r"\[\^([A-Za-z]*\d{1,3})\]"

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from app.text.markdown_stream import LONGEST_LINE, CodeEnd, CodeStart, CodeText, Part, Prose, Splitter
+from app.text.markdown_stream import LONGEST_LINE, LONGEST_RUN, CodeEnd, CodeStart, CodeText, Part, Prose, Splitter
 
 
 def split(text: str, sizes: list[int] | None = None) -> list[Part]:
@@ -29,6 +29,37 @@ def test_paragraphs_headings_and_fences_come_apart() -> None:
         CodeEnd(),
         Prose("end"),
     ]
+
+
+@pytest.mark.parametrize(
+    ("text", "runs"),
+    [
+        ("Sum:\n$$\nx = a\n+ b\n\n- c\n$$\nmore\n\nnext", ["Sum:\n$$ x = a + b - c $$\nmore", "next"]),
+        ("\\[\n# a\n\\]\nafter", ["\\[ # a \\]\nafter"]),
+        ("1. so \\[\n   x\n   - y\n   \\]\n2. two", ["1. so \\[ x - y \\]", "2. two"]),
+        ("\\begin{align*}\na\n\n+ b\n\\end{align*}\nend", ["\\begin{align*} a + b \\end{align*}\nend"]),
+        ("$$ \\frac12\n+ 3 $$\n- item", ["$$ \\frac12 + 3 $$", "- item"]),
+        ("$$x$$\n- item", ["$$x$$", "- item"]),
+        ("$$ is money\n- and\n\nnext", ["$$ is money", "- and", "next"]),
+        ("Escape `\\[` so\n\nnext", ["Escape `\\[` so", "next"]),
+        ("$$\nnever closed\n```\n```", ["$$ never closed"]),
+    ],
+)
+def test_the_lines_of_a_formula_are_joined(text: str, runs: list[str]) -> None:
+    for size in (1, 2, 5, len(text)):
+        parts = split(text, [size] * (len(text) // size))
+        assert [part.text for part in parts if isinstance(part, Prose)] == runs
+
+
+def test_a_formula_without_end_is_cut() -> None:
+    parts = split("$$\n" + "+ b\n" * 5000)
+    assert max(len(part.text) for part in parts if isinstance(part, Prose)) < LONGEST_RUN + 10
+
+
+def test_an_open_formula_is_shown_joined() -> None:
+    splitter = Splitter()
+    assert not list(splitter.push("$$\nx\n+ y"))
+    assert splitter.tail == Prose("$$ x + y")
 
 
 def test_an_unclosed_fence_ends_with_the_text() -> None:

@@ -1,5 +1,6 @@
 """Rendered replies: what is shown, what is never loaded, and the cost."""
 
+import re
 from collections.abc import Callable, Iterator
 
 import pytest
@@ -100,6 +101,16 @@ print("hello")
 
 Formula $x^2$ and \\(y_1\\).
 
+$$
+a = b
++ c
+$$
+
+\\begin{align*}
+d &= e \\\\
+  &= f
+\\end{align*}
+
 Claims[^1] of[^note2] three.[^by-hand] And a class [^abc] of characters, as in q[^use]*.
 
 [^1]: The first source,
@@ -117,8 +128,19 @@ def test_every_construct_has_its_form(body: Body) -> None:
     assert format_of(document, "gone").fontStrikeOut()
     assert format_of(document, "a link").anchorHref() == "https://example.org"
     assert document.find("One").charFormat().fontPointSize() > document.find("Two").charFormat().fontPointSize()
-    for line in ("•\titem", "•\tinner", "1.\tnumber", "☑\tdone", "☐\topen", 'print("hello")', "Formula x² and y₁."):
+    for line in (
+        "•\titem",
+        "•\tinner",
+        "1.\tnumber",
+        "☑\tdone",
+        "☐\topen",
+        'print("hello")',
+        "Formula x² and y₁.",
+        "a = b + c",
+    ):
         assert line in text
+    assert "a = b + c" in text
+    assert re.search("d = e\\s= f", text)
     assert "Claims1 ofnote2 three.by-hand And a class [^abc] of characters, as in q[^use]*." in text
     assert "1\tThe first source, continued.\nnote2\thttps://example.org/second\nby-hand\tCounted." in text
     assert any(isinstance(frame, QTextTable) for frame in document.rootFrame().childFrames())
