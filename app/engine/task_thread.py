@@ -162,7 +162,7 @@ class TaskThread(QObject):
         return not self._thread.isRunning()
 
     def close(self) -> None:
-        """Stop and join."""
+        """Stop and join; no signal is emitted from then on."""
         self.leave()
         self._thread.wait()
         self._pause.stop()
@@ -186,12 +186,15 @@ class TaskThread(QObject):
 
     @Slot(int, object)
     def _on_done(self, ticket: int, result: object) -> None:
-        self._deliver()
-        self._waiting.pop(ticket, None)
-        self.done.emit(ticket, result)
+        if self._has_ended(ticket):
+            self.done.emit(ticket, result)
 
     @Slot(int, object)
     def _on_failed(self, ticket: int, error: object) -> None:
+        if self._has_ended(ticket):
+            self.failed.emit(ticket, error)
+
+    def _has_ended(self, ticket: int) -> bool:
+        """Deliver a job's last news and forget it. False if this object was closed, and its listeners may be gone."""
         self._deliver()
-        self._waiting.pop(ticket, None)
-        self.failed.emit(ticket, error)
+        return self._waiting.pop(ticket, None) is not None

@@ -49,21 +49,32 @@ MACHINE = (
 
 
 class Telemetry(QObject):
-    """The sampler as a Qt object. `sampled(Sample)` arrives in the receivers' thread."""
+    """The sampler as a Qt object. `sampled(Sample)` is emitted in this object's thread, and never after `stop`."""
 
     sampled = Signal(object)
+    _taken = Signal(object)
 
     def __init__(self, interval_s: float = 1.0, parent: QObject | None = None) -> None:
         super().__init__(parent)
-        self._sampler = Sampler(self.sampled.emit, interval_s)
+        self._sampler = Sampler(self._taken.emit, interval_s)
+        self._runs = False
+        self._taken.connect(self._on_taken)
 
     def start(self) -> None:
         """Start sampling."""
+        self._runs = True
         self._sampler.start()
 
     def stop(self) -> None:
         """Stop sampling and join the thread."""
+        self._runs = False
         self._sampler.stop()
+
+    @Slot(object)
+    def _on_taken(self, sample: Sample) -> None:
+        # A sample may still be queued when its receivers are gone.
+        if self._runs:
+            self.sampled.emit(sample)
 
 
 class LiveView(Pane):

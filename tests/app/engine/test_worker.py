@@ -3,10 +3,12 @@ import time
 from collections.abc import Iterator
 from itertools import pairwise
 
+from PySide6.QtCore import QCoreApplication
 from pytestqt.qtbot import QtBot
 
 from app.engine.task_thread import NEWS_MS, Defect, TaskThread, Tell
 from app.engine.worker import Worker
+from core.errors import BadRequest
 from core.events import Event, Finished, Loaded, LoadOptions, Message, Piece, Request, Stop
 from tests.app.scripted_engine import MODEL, ScriptedEngine, answer
 
@@ -159,3 +161,25 @@ def test_news_do_not_wait_for_the_end_of_a_job_or_for_more_news(qtbot: QtBot) ->
     qtbot.waitUntil(lambda: heard == ["one", "two"])
     gate.set()
     thread.close()
+
+
+def test_a_closed_thread_tells_nothing_of_jobs_that_have_ended(qtbot: QtBot) -> None:
+    """Who listens may be gone by then: both jobs end while the main thread processes no events."""
+    thread, heard, ended = TaskThread("closed"), list[str](), threading.Event()
+    thread.told.connect(lambda *_: heard.append("told"))
+    thread.done.connect(lambda *_: heard.append("done"))
+    thread.failed.connect(lambda *_: heard.append("failed"))
+
+    def good(stop: Stop, tell: Tell) -> None:
+        tell("news")
+
+    def bad(stop: Stop, tell: Tell) -> None:
+        ended.set()
+        raise BadRequest("It is wrong.")
+
+    thread.run(good)
+    thread.run(bad)
+    assert ended.wait(60)
+    thread.close()
+    QCoreApplication.processEvents()
+    assert heard == []

@@ -1,17 +1,19 @@
 from __future__ import annotations
 
+import itertools
+import threading
 from dataclasses import replace
 
 import pytest
 from PySide6.QtCore import QPoint, QPointF, Qt
 from PySide6.QtGui import QFontMetrics, QImage, QPainter
-from PySide6.QtWidgets import QComboBox, QLabel, QPushButton, QSlider, QWidget
+from PySide6.QtWidgets import QApplication, QComboBox, QLabel, QPushButton, QSlider, QWidget
 from pytestqt.qtbot import QtBot
 
 from app.engine.app_state import Phase
 from app.monitor.bottleneck import Explanation
 from app.monitor.live_records import DeviceMap, Outlook, Split, Wish
-from app.monitor.telemetry import Sample
+from app.monitor.telemetry import MachineProbe, Sample
 from app.monitor.telemetry_nvml import GpuSample
 from app.settings.theme import Theme
 from app.views.monitor.gauges import Part, ShareBar, SpeedLine
@@ -282,6 +284,26 @@ def test_telemetry_arrives_in_the_views_thread(view: LiveView, qtbot: QtBot) -> 
         telemetry.start()
     qtbot.waitUntil(lambda: view.machine["cpu"].value != "n/a")
     telemetry.stop()
+
+
+def test_no_sample_arrives_once_telemetry_has_stopped(qapp: QApplication, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Views may be gone by then: the sampler's thread has taken a sample that this thread has not processed."""
+    readings, heard = itertools.count(1), list[Sample]()
+    taken, read = threading.Event(), MachineProbe.read
+
+    def counted(probe: MachineProbe) -> Sample:
+        if next(readings) == 2:  # the first is for the rates of the second
+            taken.set()
+        return read(probe)
+
+    monkeypatch.setattr(MachineProbe, "read", counted)
+    telemetry = Telemetry(0.5)
+    telemetry.sampled.connect(heard.append)
+    telemetry.start()
+    assert taken.wait(60)
+    telemetry.stop()
+    qapp.processEvents()
+    assert heard == []
 
 
 def test_words_appear_over_the_part_that_is_pointed_at(theme: Theme, qtbot: QtBot) -> None:
