@@ -38,8 +38,8 @@ class RemoteController(QObject):
         self._thread.told.connect(self._on_told)
         self._thread.done.connect(self._on_done)
         self._thread.failed.connect(self._on_failed)
-        # A thread of its own: storing a key must not wait for a test, nor be cancelled with it.
-        self._keys = TaskThread("keys of remote models")
+        # A thread of its own: storing a key must not wait for a test, nor be cancelled with it or with the window.
+        self._keys = TaskThread("keys of remote models", runs_stopped=True)
         self._keys.done.connect(self._on_kept)
         self._ticket = 0
         self.state = RemoteState()

@@ -10,7 +10,7 @@ import logging
 from collections.abc import Callable
 from concurrent.futures import CancelledError, Future
 from dataclasses import replace
-from functools import cached_property
+from functools import cached_property, reduce
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -32,6 +32,8 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
+Change = Callable[[Book], Book]
+
 
 class Toolbox(QObject):
     """Keeps the tool servers and calls their tools.
@@ -52,14 +54,18 @@ class Toolbox(QObject):
         self._calls: dict[str, Future[ToolResult]] = {}
         self._told.connect(self._on_told, Qt.ConnectionType.QueuedConnection)
         self._ended.connect(self._on_ended, Qt.ConnectionType.QueuedConnection)
-        self._thread = TaskThread("tool book")
+        # What was changed last is kept, too: its job runs even if the window is closed meanwhile.
+        self._thread = TaskThread("tool book", runs_stopped=True)
         self._thread.done.connect(self._on_done)
+        self._kept = Book()  # what the file holds; belongs to the thread
         self._reading = 0
+        self._changes: list[Change] = []
+        """The changes made while the book is read, which may take until the user has unlocked the keyring."""
 
     def open(self) -> None:
         """Read the book and start its servers."""
         if self._path.exists():
-            self._reading = self._thread.run(lambda stop, tell: read_book(self._path, self._keyring()))
+            self._reading = self._thread.run(lambda stop, tell: self._read())
 
     def close(self) -> None:
         """Cancel calls, end servers and join threads."""
@@ -80,11 +86,11 @@ class Toolbox(QObject):
 
     def put(self, server: ToolServer, former: str = "") -> None:
         """Save a server in place of the one named `former`."""
-        self._keep(self.state.book.put(server, former))
+        self._change(lambda book: book.put(server, former))
 
     def remove(self, name: str) -> None:
         """Remove a server with its keys and permissions."""
-        self._keep(self.state.book.without(name))
+        self._change(lambda book: book.without(name))
 
     def switch(self, name: str, *, on: bool) -> None:
         """Start or end a server."""
@@ -123,7 +129,7 @@ class Toolbox(QObject):
 
     def permit(self, server: str, tool: str, permission: Permission) -> None:
         """Save whether a tool may be called without asking."""
-        self._keep(self.state.book.permit(server, tool, permission))
+        self._change(lambda book: book.permit(server, tool, permission))
 
     def call(self, call: ToolCall, longest: int = LONGEST) -> None:
         """Call a tool; `answered` reports the result. Raises BadRequest if it cannot be called."""
@@ -140,19 +146,32 @@ class Toolbox(QObject):
     def _offers(self) -> tuple[Offer, ...]:
         return offers({status.name: status.tools for status in self.state.statuses if status.phase == "on"})
 
-    def _keep(self, book: Book) -> None:
+    def _change(self, change: Change) -> None:
+        if self._reading:
+            self._changes.append(change)
+        self._use(change(self.state.book))
+        self._thread.run(lambda stop, tell: self._write(change))
+
+    def _use(self, book: Book) -> None:
         former = self.state.book
         self._set(replace(self.state, book=book))
-        self._thread.run(lambda stop, tell: write_book(self._path, book, former, self._keyring()))
         if book.servers != former.servers:
             self._host.use(book.servers)
+
+    def _read(self) -> Book:
+        self._kept = read_book(self._path, self._keyring())
+        return self._kept
+
+    def _write(self, change: Change) -> bool:
+        former, self._kept = self._kept, change(self._kept)
+        return write_book(self._path, self._kept, former, self._keyring())
 
     @Slot(int, object)
     def _on_done(self, ticket: int, result: object) -> None:
         if isinstance(result, Book):
-            self._set(replace(self.state, book=result))
-            if result.servers:
-                self._host.use(result.servers)
+            self._reading = 0
+            self._use(reduce(lambda book, change: change(book), self._changes, result))
+            self._changes.clear()
         elif result is False:
             self._set(replace(self.state, keyless=True))
 

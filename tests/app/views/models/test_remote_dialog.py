@@ -17,7 +17,7 @@ from app.views.frame.top_bar import TopBar
 from app.views.models.remote_dialog import DONE, FAILED, RemoteDialog
 from core.events import Loaded
 from core.remote.endpoint import PRESETS
-from core.remote.saved import read_saved
+from core.remote.saved import SavedEndpoint, read_saved
 from tests.core.keyring_in_memory import Ring
 from tests.core.remote.test_remote import fake
 
@@ -152,6 +152,26 @@ def test_a_model_is_loaded_only_once_its_key_is_kept(qtbot: QtBot, ring: Ring, m
     slow.set()
     qtbot.waitUntil(lambda: known == [["sk-1"]])
     controller.close()
+
+
+def test_every_key_that_was_entered_is_kept_when_the_window_closes(
+    qtbot: QtBot, ring: Ring, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked, unlocked, keep = threading.Event(), threading.Event(), ring.set_password
+
+    def keep_once_unlocked(service: str, name: str, password: str) -> None:
+        asked.set()
+        assert unlocked.wait(60)
+        keep(service, name, password)
+
+    monkeypatch.setattr(ring, "set_password", keep_once_unlocked)
+    controller, _ = opened(qtbot, Theme("light"))
+    controller.save(SavedEndpoint("Box", "box.lan:8000"), "sk-1", "")
+    controller.save(SavedEndpoint("Other box", "box.lan:9000"), "sk-2", "")
+    assert asked.wait(60)
+    unlocked.set()
+    controller.close()
+    assert list(ring.kept.values()) == ["sk-1", "sk-2"]
 
 
 def test_programs_of_this_computer_fill_the_address_in(qtbot: QtBot) -> None:
