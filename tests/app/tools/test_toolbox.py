@@ -83,6 +83,6 @@ def test_what_was_changed_last_is_kept_when_the_window_closes(toolbox: Toolbox, 
     toolbox.put(NEW)
     assert ring.asked.wait(60)
     toolbox.permit("new", "echo", "never")
-    ring.unlocked.set()
+    threading.Timer(0.5, ring.unlocked.set).start()  # while `close` waits for the thread
     toolbox.close()
     assert read_book(path, ring) == Book((NEW,), {("new", "echo"): "never"})
