@@ -58,11 +58,13 @@ def test_another_address_is_taken_while_the_old_one_does_not_answer(
     desk.open()
     (catalog,) = catalogs
     catalog.search("heron", "trendingScore")
+    waiting, _ = silent.accept()  # from now on the search waits for an answer
     kept[0] = replace(kept[0], hf_endpoint="http://127.0.0.1:9")
     desk.on_settings(kept[0])
     assert not catalog.ended, "it was waited for"
     desk.open()
     assert len(catalogs) == 2
+    waiting.close()
     silent.close()
     qtbot.waitUntil(lambda: catalog.ended)
     desk.close()

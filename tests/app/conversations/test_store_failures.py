@@ -8,6 +8,7 @@ import sqlite3
 import statistics
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import closing, suppress
@@ -436,23 +437,30 @@ def test_a_folder_that_cannot_be_made_is_said(tmp_path: Path) -> None:
         Store(tmp_path / "file" / "chats.db")
 
 
-def test_a_change_that_no_file_would_take_is_left_out_and_the_others_are_saved(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_change_that_no_file_would_take_is_left_out_and_the_others_are_saved(tmp_path: Path) -> None:
     told: list[Report] = []
-    monkeypatch.setattr("app.conversations.store_file.FLUSH_S", 1.0)  # all of them are queued before it ends
+    begun, all_queued = threading.Event(), threading.Event()
+
+    def first(database: sqlite3.Connection) -> None:
+        begun.set()
+        assert all_queued.wait(60)
+        named(database, "first")
+
     file = StoreFile(tmp_path / "chats.db", told.append)
+    file.change(first)
+    assert begun.wait(60)  # the others are queued meanwhile, and written together
     file.change(lambda db: named(db, "before"))
     file.change(lambda db: db.execute("INSERT INTO nowhere VALUES(1)"))
     file.change_latest("x", lambda db: db.execute("UPDATE messages SET content = ?", ("\ud800",)))
     file.change(lambda db: named(db, "after"))
+    all_queued.set()
     wait_for(lambda: bool(told))
     assert [report.kind for report in told] == ["left_out"]
     file.change(lambda db: named(db, "and later"))
     wait_for(lambda: any(b"and later" in each.read_bytes() for each in tmp_path.glob("chats.db*")))
     file.close()
     again = Store(tmp_path / "chats.db")
-    assert {entry.title for entry in again.entries()} == {"before", "after", "and later"}
+    assert {entry.title for entry in again.entries()} == {"first", "before", "after", "and later"}
     again.close()
     assert integrity(tmp_path / "chats.db") == "ok"
 

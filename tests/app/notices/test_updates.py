@@ -113,10 +113,10 @@ def test_what_could_not_be_found_out_says_why(qtbot: QtBot, serve: Serve, status
 
 
 def test_without_a_network_it_says_so(qtbot: QtBot, monkeypatch: pytest.MonkeyPatch) -> None:
-    with socket.create_server(("127.0.0.1", 0)) as taken:
-        port = taken.getsockname()[1]
-    monkeypatch.setattr(updates, "API", f"http://127.0.0.1:{port}")
-    assert "cannot be reached" in str(answer(qtbot).error)
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))  # nobody else gets the port, and nobody listens
+        monkeypatch.setattr(updates, "API", f"http://127.0.0.1:{taken.getsockname()[1]}")
+        assert "cannot be reached" in str(answer(qtbot).error)
 
 
 def test_versions_are_compared_by_their_numbers() -> None:

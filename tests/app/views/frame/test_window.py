@@ -59,7 +59,8 @@ def test_a_question_is_sent_with_enter_and_answered(qtbot: QtBot, start: Start) 
     assert app.window.composer.edit.toPlainText() == ""
     assert engine.requests[0].messages[-1].content == "What is it?"
     qtbot.waitUntil(lambda: "The answer is 42." in _text(shown(app, 1)))
-    assert find(shown(app, 1), QLabel, "receipt").text() == "23.4 tokens/s, 0.62 s to first token, 412 tokens"
+    figures = "23.4 tokens/s, 0.62 s to first token, 412 tokens"
+    qtbot.waitUntil(lambda: find(shown(app, 1), QLabel, "receipt").text() == figures)  # laid out after the text
 
 
 def _text(view: ReplyMessage) -> str:
