@@ -247,10 +247,12 @@ class NativeLibrary:
             qkv.data_ptr(), scratch.data_ptr(), torch.get_num_threads(),
         )  # fmt: skip
 
-    def layer_end(self, layer: int, x: Tensor, call: AttentionCall) -> Tensor:
-        """Compute the second half: the attention of `call` and the rest of the layer, (1, M, K) as x."""
+    def layer_end(self, layer: int, x: Tensor, call: AttentionCall, side: Tensor | None = None) -> Tensor:
+        """Compute the second half: the attention of `call` and the rest of the layer, (1, M, K) as x, with the layer's
+        side input (1, M, P), if it takes one; its rows are contiguous."""
         out = torch.empty_like(x)
-        self._after_attention(self._layer_end, layer, x, call, out.data_ptr())
+        given = (None, 0) if side is None else (side.data_ptr(), side.stride(1))
+        self._after_attention(self._layer_end, layer, x, call, *given, out.data_ptr())
         return out
 
     def layer_attend(self, layer: int, x: Tensor, call: AttentionCall) -> tuple[Tensor, Tensor]:
@@ -261,14 +263,14 @@ class NativeLibrary:
         return total, normed
 
     def _after_attention(
-        self, compute: Callable[..., object], layer: int, x: Tensor, call: AttentionCall, *out: int
+        self, compute: Callable[..., object], layer: int, x: Tensor, call: AttentionCall, *given: int | None
     ) -> None:
         attention_threads = _threads_for(call.key.nbytes + call.value.nbytes)
         shape = (ctypes.c_int64 * SHAPE_FIELDS)(*call.shape(attention_threads))
         scratch = torch.empty(self._layer_bytes(self._isa, layer, TYPES[x.dtype], x.shape[1], shape), dtype=torch.uint8)
         compute(
             self._isa, layer, x.data_ptr(), TYPES[x.dtype], shape, *call.addresses, call.scale, attention_threads,
-            *out, scratch.data_ptr(), torch.get_num_threads(),
+            *given, scratch.data_ptr(), torch.get_num_threads(),
         )  # fmt: skip
 
     def layers(self, layers: int, count: int, x: Tensor) -> Tensor:

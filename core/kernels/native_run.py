@@ -43,7 +43,8 @@ class _Placed(ctypes.Structure):
     _fields_ = (
         *addresses("layer", "past", "keys", "values", "recent_keys", "recent_values", "sinks"),
         *reals("scale"),
-        *addresses("mixture"),
+        *addresses("mixture", "side"),
+        *numbers("side_row"),
     )
 
 
@@ -116,10 +117,13 @@ class NativeRun:
             placed.recent_keys, placed.recent_values = (one.data_ptr() for one in recent)
             past.recent_capacity = recent[0].shape[2]
 
-    def __call__(self, x: Tensor, sights: Mapping[int, Sight]) -> Tensor:
-        """Return x (1, M, K) after all layers, (1, M, K). `sights`: by kind of layer."""
+    def __call__(self, x: Tensor, sights: Mapping[int, Sight], sides: Sequence[Tensor] = ()) -> Tensor:
+        """Return x (1, M, K) after all layers, (1, M, K). `sights`: by kind of layer; `sides`: the side input
+        (1, M, P) of each layer, rows contiguous, if they take any."""
         for kind, sight in sights.items():
             self._look(kind, sight, x)
+        for placed, side in zip(self._placed, sides, strict=False):
+            placed.side, placed.side_row = side.data_ptr(), side.stride(1)
         return self._library.layers(ctypes.addressof(self._placed), len(self._placed), x)
 
     def _look(self, kind: int, sight: Sight, x: Tensor) -> None:

@@ -14,7 +14,8 @@ from typing import Any
 from torch import Tensor, nn
 
 from core.accelerators.base import Accelerator
-from core.layers.fused_forward import FusedForward, LayerRun, is_none, link
+from core.layers.fused_forward import FusedForward, LayerRun, link
+from core.layers.layer_arguments import ANGLES, MASK, SIDE
 from core.offload.hetero_linear import SharedInputs
 
 
@@ -89,14 +90,14 @@ class CpuForward:
 
     def __call__(self, hidden_states: Tensor, *args: Any, **kwargs: Any) -> Any:
         """(1, M, K) -> (1, M, K)."""
-        if not all(map(is_none, args)) or not self._fused.suits(hidden_states, kwargs):
-            return self._fused.own(self._luggage.on_device(hidden_states), *args, **kwargs)
-        bring, mask = self._luggage.on_host, kwargs.get("attention_mask")
-        kwargs["attention_mask"] = None if mask is None else bring(mask)
-        kwargs["position_embeddings"] = tuple(map(bring, kwargs["position_embeddings"]))
+        fused, bring, given = self._fused, self._luggage.on_host, self._fused.named(args, kwargs)
+        if given is None or not fused.suits(hidden_states, given) or not fused.has_all(hidden_states, given):
+            return fused.own(self._luggage.on_device(hidden_states), *args, **kwargs)
+        brought: dict[str, Any] = {name: bring(given[name]) for name in (MASK, SIDE) if given.get(name) is not None}
+        brought[ANGLES] = tuple(map(bring, given[ANGLES]))
         x = bring(hidden_states)
         start = time.perf_counter()
-        y: Tensor = self._fused(x, **kwargs)
+        y: Tensor = fused(x, **{**given, **brought})
         self._inputs.cpu_s += time.perf_counter() - start
         y = self._luggage.leave(y)
         return y if self._stays else self._luggage.on_device(y)

@@ -17,7 +17,8 @@ from core.kernels.native_layer import NativeLayer
 from core.kernels.packed_states import Stored
 from core.kernels.quantized_weight import QuantizedWeight
 from core.layers.attention import call_for
-from core.layers.fused_forward import FusedForward, Given
+from core.layers.fused_forward import FusedForward
+from core.layers.layer_arguments import Given
 
 OUTSIDE = 4
 """Norms of a layer besides those of queries, keys and values, which come first among its parts."""
@@ -43,7 +44,7 @@ class FusedAttention:
 
     def __call__(self, x: Tensor, states: States, arguments: Mapping[str, Any]) -> Tensor:
         """(1, M, K) -> (1, M, K)."""
-        given = Given(arguments.get("attention_mask"), *arguments["position_embeddings"])
+        given = Given.of(arguments)
         native = self._one if x.shape[1] == 1 else self._few
         query, key, value = native.begin(x, *given.angles(self._half_angles))
         keys, values = map(Stored, states.update(key, value))

@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import groupby, takewhile
 from operator import is_
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -27,9 +27,10 @@ from core.layers.attention import MOST_SHARED_ROWS, call_for
 from core.layers.deferral import Deferral
 from core.layers.kv_cache import CACHE_NAMES, KVCache
 from core.layers.kv_layers import PreallocatedLayer
+from core.layers.layer_arguments import LENT, POSITIONS, SIDE, Given, by_name, is_side
+from core.layers.lent_states import BORROWS, LENDS, TYPE
 from core.layers.run_cache import are_alike, holds, room
 
-POSITIONS = "position_ids"
 SCALING, UNSCALED = "llama_4_scaling_beta", "original_max_position_embeddings"
 """The parameters of attention that scales queries at late positions (Ministral 3), and the number of early ones."""
 
@@ -74,33 +75,58 @@ class FusedForward:
         self.index = getattr(layer.self_attn, "layer_idx", None)
         self.window = getattr(layer.self_attn, "sliding_window", None)
         self.unscaled = unscaled_positions(layer.self_attn)
+        self.lends, self.borrows = (bool(getattr(layer.self_attn, name, False)) for name in (LENDS, BORROWS))
+        self._type = str(getattr(layer.self_attn, TYPE, ""))
+        self._names = [*parameters][1:]
         self._cache_name = next((name for name in CACHE_NAMES if name in parameters), "")
 
     def __call__(self, hidden_states: Tensor, *args: Any, **kwargs: Any) -> Any:
         """(1, M, K) -> (1, M, K)."""
-        run, cache = self.run, kwargs.get(self._cache_name)
-        if run is not None and run.puts_off(self, hidden_states, kwargs):
+        run, cache, arguments = self.run, kwargs.get(self._cache_name), self.named(args, kwargs)
+        if run is not None and arguments is not None and run.puts_off(self, hidden_states, arguments):
             return hidden_states
-        if not all(map(is_none, args)) or not self.suits(hidden_states, kwargs):
+        if arguments is None or not (self.suits(hidden_states, arguments) and self.has_all(hidden_states, arguments)):
             x = hidden_states if run is None else run.catch_up(self, hidden_states, cache)
             return self.own(x, *args, **kwargs)
-        given = Given(kwargs.get("attention_mask"), *kwargs["position_embeddings"])
+        given = Given.of(arguments)
         if run is None:
             return self.alone(hidden_states, given, cache)
         return run.forward(self, hidden_states, given, cache)
+
+    def named(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Mapping[str, Any] | None:
+        """Return the forward's arguments besides the rows by name; None if ours does not take them."""
+        return by_name(self._names, args, kwargs)
+
+    def has_all(self, x: Tensor, arguments: Mapping[str, Any]) -> bool:
+        """Return whether the side input for x (1, M, K) and the lent states are there, if the layer reads them.
+
+        Where layers are deferred, such states are made when the run is computed.
+        """
+        lent, deferred = arguments.get(LENT), self.run is not None and self.run.awaits(x)
+        states = lent is not None and (not self.borrows or deferred or self._type in lent)
+        return is_side(arguments.get(SIDE), x, self.one.side) and (states or not (self.borrows or self.lends))
 
     def alone(self, x: Tensor, given: Given, cache: Any) -> Tensor:
         """Compute x (1, M, K) through this layer, (1, M, K)."""
         native = self.native(x.shape[1])
         query, key, value = native.begin(x, *given.angles(self.half_angles))
-        states = (key, value) if cache is None else cache.update(key, value, self.index)
-        keys, values = map(as_stored, states)
+        keys, values = map(as_stored, self._states(key, value, given, cache))
         call = call_for(query, keys, values, given.mask, self.sinks, self.scale)
         if self.rest is None:
-            return native.end(x, call)
+            return native.end(x, call, given.side)
         total, normed = native.attend(x, call)
         total.add_(self.rest(normed) * self.residual if self.residual != 1 else self.rest(normed))
         return total if native.factor == 1 else total.mul_(native.factor)
+
+    def _states(self, key: Tensor, value: Tensor, given: Given, cache: Any) -> Any:
+        """Return the keys and values that attention reads, with the new ones (1, KVH, M, D), or lent ones."""
+        lent = {} if given.lent is None else given.lent
+        if self.borrows:
+            return lent[self._type]
+        states = (key, value) if cache is None else cache.update(key, value, self.index)
+        if self.lends:
+            lent[self._type] = states
+        return states
 
     def native(self, rows: int) -> NativeLayer:
         """Return the native layer for so many rows."""
@@ -154,20 +180,6 @@ class FusedForward:
         )
 
 
-class Given(NamedTuple):
-    """The arguments of a layer besides its rows and the cache: mask (1, 1, M, T), angles (1, M, D)."""
-
-    mask: Tensor | None
-    cos: Tensor
-    sin: Tensor
-
-    def angles(self, half: bool) -> tuple[Tensor, Tensor]:  # noqa: FBT001  a trait of the model
-        """Return cos and sin (1, M, turned), from angles per pair of columns (`half`) or per column."""
-        if not half:
-            return self.cos, self.sin
-        return torch.cat((self.cos, self.cos), -1), torch.cat((self.sin, self.sin), -1)
-
-
 class LayerRun:
     """Consecutive layers, computed in one call by the last one. `kinds`: the places of the layers of each kind."""
 
@@ -190,19 +202,23 @@ class LayerRun:
     def __len__(self) -> int:
         return len(self._layers)
 
-    def at_once(self, x: Tensor, given: Sequence[Given], cache: Any) -> Tensor | None:
-        """Compute x (1, M, K) through all layers, `given` by kind; None if they cannot be one call."""
+    def at_once(self, x: Tensor, given: Sequence[Given], cache: Any, sides: Sequence[Tensor]) -> Tensor | None:
+        """Compute x (1, M, K) through all layers, `given` by kind, `sides`: the side input of each, if they take any;
+        None if they cannot be one call."""
         self._deferral.begin(None)
-        return self._in_one_call(x, given, cache)
+        return self._in_one_call(x, given, cache, sides)
 
-    def puts_off(self, layer: FusedForward, x: Tensor, kwargs: Mapping[str, Any]) -> bool:
+    def awaits(self, x: Tensor) -> bool:
+        """Return whether layers are deferred for x (1, M, K)."""
+        return self._deferral.awaits(x)
+
+    def puts_off(self, layer: FusedForward, x: Tensor, arguments: Mapping[str, Any]) -> bool:
         """Return whether the last layer will compute this one for x (1, M, K); its kind was met before in this pass."""
         first, calls = self._firsts[layer], self._deferral.calls
-        if layer is self._layers[-1] or first >= len(calls) or not self._deferral.awaits(x):
+        if layer is self._layers[-1] or first >= len(calls) or not self.awaits(x):
             return False
-        given = calls[first]
-        cos, sin = kwargs["position_embeddings"]
-        alike = kwargs.get("attention_mask") is given.mask and cos is given.cos and sin is given.sin
+        given = Given.of(arguments)
+        alike = all(map(is_, calls[first].sight, given.sight)) and layer.has_all(x, arguments)
         if not (alike and self._deferral.takes(self._places[layer], x)):
             return False
         calls.append(given)
@@ -238,7 +254,7 @@ class LayerRun:
         if not self._deferral.takes(self._places[layer], x):
             return False
         first, calls = self._firsts[layer], self._deferral.calls
-        alike = first == len(calls) or all(map(is_, calls[first], given))
+        alike = first == len(calls) or all(map(is_, calls[first].sight, given.sight))
         if alike:
             calls.append(given)
         return alike
@@ -254,14 +270,15 @@ class LayerRun:
         return self._one if rows == 1 else self._few if rows <= self.most_rows else None
 
     def _through_all(self, x: Tensor, cache: Any) -> Tensor:
-        given = [self._deferral.calls[places[0]] for places in self.kinds]
-        y = self._in_one_call(x, given, cache)
+        calls = self._deferral.calls
+        given, sides = [calls[places[0]] for places in self.kinds], [one.side for one in calls if one.side is not None]
+        y = self._in_one_call(x, given, cache, sides)
         if y is None:
             return self._late(x, cache)
         self._deferral.begin(None)
         return y
 
-    def _in_one_call(self, x: Tensor, given: Sequence[Given], cache: Any) -> Tensor | None:
+    def _in_one_call(self, x: Tensor, given: Sequence[Given], cache: Any, sides: Sequence[Tensor]) -> Tensor | None:
         rows, kept = x.shape[1], self._kept(cache)
         native = self._native(rows)
         if native is None or not kept or not (holds(native, kept) or self._suit(kept, x)):
@@ -271,8 +288,8 @@ class LayerRun:
             return None
         if not holds(native, kept):  # looked at again, because a sliding layer may have made room
             native.hold([one.tensors for one in kept])
-        y = native(x, sights)
-        for one in kept:
+        y = native(x, sights, sides)
+        for one in dict.fromkeys(kept):  # once also for those that several layers read
             one.length += rows
         return y
 
@@ -316,7 +333,8 @@ def link(layers: Mapping[int, FusedForward]) -> list[LayerRun]:
     numbered = enumerate(sorted(layers))
     for _, group in groupby(numbered, lambda place: (place[1] - place[0], _likeness(layers[place[1]]))):
         together = [layers[number] for _, number in group]
-        run = LayerRun(together) if len(together) > 1 and _may_be_linked(together[0]) else None
+        shared = sum(map(_shares, together)) in (0, sum(map(_shares, layers.values())))
+        run = LayerRun(together) if shared and len(together) > 1 and _may_be_linked(together[0]) else None
         runs += [run] if run else []
         for layer in together:
             layer.run = run
@@ -325,17 +343,17 @@ def link(layers: Mapping[int, FusedForward]) -> list[LayerRun]:
 
 def _likeness(layer: FusedForward) -> tuple[Any, ...]:
     """Return a key that is equal for layers that one call may compute."""
-    natives = ((native.library, native.sizes[0], native.dtype) for native in (layer.one, layer.few))
+    natives = ((native.library, native.sizes[0], native.side, native.dtype) for native in (layer.one, layer.few))
     return (*natives, layer.most_rows > 1, _may_be_linked(layer))
+
+
+def _shares(layer: FusedForward) -> bool:
+    """Return whether other layers read the same keys and values, for which a run must hold all of these."""
+    return layer.lends or layer.borrows
 
 
 def _may_be_linked(layer: FusedForward) -> bool:
     return isinstance(layer.index, int) and layer.in_run(1) is not None
-
-
-def is_none(argument: Any) -> bool:
-    """Return whether an optional input, which only some models of a family have, is missing."""
-    return argument is None
 
 
 @contextmanager

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import inspect
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from itertools import product
 from typing import Any, NamedTuple
@@ -19,45 +19,30 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from core.kernels.native_layer import ACTIVATIONS, LayerParts, NativeLayer, Turning
+from core.kernels.native_layer import ACTIVATIONS, NativeLayer, Turning
 from core.kernels.native_library import MOST_FEW, NativeLibrary
-from core.layers import experts_beside, moe
+from core.layers import experts_beside
 from core.layers.after_attention import AfterAttention
-from core.layers.fused_forward import POSITIONS, FusedForward, LayerRun, Make, link
-from core.layers.norms import NativeRMSNorm, without_gain
-from core.layers.projections import (
-    HEAD_GATE,
-    HEAD_NORMS,
-    VALUE_NORM,
-    Projection,
-    are_attention,
-    are_gated,
-    named,
-    of_attention,
-    of_head_gates,
-    of_mlp,
+from core.layers.fused_forward import FusedForward, LayerRun, Make, link
+from core.layers.layer_arguments import ANGLES, LENT, MASK, POSITIONS, SIDE
+from core.layers.layer_parts import (
+    FACTOR,
+    are_usual,
+    dtype_of,
+    is_gated,
+    mlp_of,
+    multiplied,
+    norms_of,
+    parts_of,
+    projections_of,
 )
-from core.layers.trials import MISFITS, function_key, is_like, rounds_alike
+from core.layers.lent_states import TYPE, borrows, lenders, lends
+from core.layers.projections import HEAD_NORMS, Projection, named
+from core.layers.trials import MISFITS, function_key, is_like, near, random_rows, rounds_alike
 from core.offload.host_weight import common_library
 
-PARTS = {"self_attn", "mlp"}
-NORMS: dict[frozenset[str], tuple[str, ...]] = {
-    frozenset(name for name in roles if name): roles
-    for roles in (
-        ("input_layernorm", "", "post_attention_layernorm", ""),
-        ("input_layernorm", "post_attention_layernorm", "pre_feedforward_layernorm", "post_feedforward_layernorm"),
-        ("", "post_attention_layernorm", "", "post_feedforward_layernorm"),
-        ("input_layernorm", "post_attention_layernorm", "", "post_feedforward_layernorm"),
-        ("input_layernorm", "post_self_attn_layernorm", "post_attention_layernorm", "post_mlp_layernorm"),
-    )
-}
-"""The norms of a layer by name, with their roles: before and after attention, before and after the MLP. Layers with any
-other part are not replaced."""
-LENT, LENDS, BORROWS = "shared_kv_states", "store_full_length_kv", "is_kv_shared_layer"
-"""The argument that carries keys and values to layers that share them, and the attributes of its writers and
-readers."""
-FACTOR, TRIED_FACTOR = "layer_scalar", 0.75
-"""The scalar buffer that may multiply a layer's result, and a trial value that reveals it."""
+TRIED_FACTOR = 0.75
+"""A trial value of the scalar that may multiply a layer's result, to reveal it."""
 PAIRINGS = ((False, False), (False, True), (True, False), (True, True))
 """Which columns the rotary embedding pairs, and whether in fp32, as in `Turning`."""
 PLACE = "layer_idx"
@@ -67,27 +52,33 @@ NEAR = 0.02
 """Largest error relative to a row's largest change by the layer; one step of a quantised input stays below it."""
 
 
-def lends(layer: nn.Module) -> bool:
-    """Return whether a layer gives its keys and values to later ones."""
-    return bool(getattr(getattr(layer, "self_attn", None), LENDS, False))
-
-
 def adopt(layers: list[nn.Module]) -> list[LayerRun]:
     """Replace the forward of all such layers of a loaded tree whose linears are all on the CPU.
 
     Returns the runs of layers that are computed together.
     """
     fits: dict[str, Make | None] = {}
-    lent = any(getattr(getattr(layer, "self_attn", None), BORROWS, False) for layer in layers)
     for layer, libraries in _by_layer(layers).items():
-        if lent and lends(layer):
-            continue
         kind = _kind(layer)
         if kind not in fits:
             fits[kind] = _make(layer, libraries)
         if (make := fits[kind]) is not None:
             layer.forward = _fused(layer, libraries, make, _rest(layer))
+    _read_lent(layers)
     return link(_fused_ones(layers))
+
+
+def _read_lent(layers: Sequence[nn.Module]) -> None:
+    """Let layers that borrow keys and values read them from the cache of the layer that lends them, if ours computes
+    all of both; otherwise it computes none of them."""
+    places, shared = lenders(layers), any(map(borrows, layers))
+    sharing = [layer for layer in layers if shared and (borrows(layer) or lends(layer))]
+    ours = [vars(layer).get("forward") for layer in sharing]
+    if not all(isinstance(one, FusedForward) for one in ours) or {*filter(borrows, sharing)} != places.keys():
+        release(sharing)
+    for layer, own in zip(layers, (vars(one).get("forward") for one in layers), strict=True):
+        if isinstance(own, FusedForward):
+            own.lends, own.index = own.lends and shared, places.get(layer, own.index)
 
 
 def _by_layer(layers: list[nn.Module]) -> dict[Any, Libraries]:
@@ -109,11 +100,13 @@ def _fused_ones(layers: list[nn.Module]) -> dict[int, FusedForward]:
 def take(layers: list[nn.Module]) -> dict[int, FusedForward]:
     """Restore the layers' own forwards, and return the replacements by layer number.
 
-    They no longer use the layers' modules, which move to a device. Those whose experts take several calls are dropped.
+    They no longer use the layers' modules, which move to a device. Those whose experts take several calls are dropped,
+    and those that share keys and values, whose cache may be on the device.
     """
     found = _fused_ones(layers)
     release(layers)
-    return {number: forward for number, forward in found.items() if forward.keep_experts()}
+    apart = {number: one for number, one in found.items() if not (one.borrows or one.lends)}
+    return {number: forward for number, forward in apart.items() if forward.keep_experts()}
 
 
 def release(layers: Sequence[nn.Module]) -> None:
@@ -133,67 +126,19 @@ class Libraries(NamedTuple):
         """Return whether they can replace a layer's own: they take one input for all of its linears."""
         if self.few is None or own.few is None:
             return self == own
-        projections = _multiplied(layer)
+        projections = multiplied(layer)
         return _are_alike(projections, self.one, 1) and _are_alike(projections, self.few, MOST_FEW)
 
 
 def _libraries(layer: nn.Module) -> Libraries | None:
     """Return the layer's libraries, if it has only known parts; otherwise None."""
-    children = _children(layer)
-    if not children.keys() >= PARTS or frozenset(children.keys() - PARTS) not in NORMS or "forward" in vars(layer):
+    if "forward" in vars(layer) or not are_usual(layer):
         return None
-    if not are_attention({*named(children["self_attn"])}) or not (_is_gated(layer) or _has_experts(layer)):
+    products = multiplied(layer)
+    biased = any(one.bias is not None for one in projections_of(layer)[4:])
+    if biased or (one := _common_library(products, 1)) is None:
         return None
-    projections = _projections(layer)
-    if not all(isinstance(norm, NativeRMSNorm) for norm in _norms(layer) if norm is not None):
-        return None
-    multiplied = _multiplied(layer)
-    if any(one.bias is not None for one in projections[4:]) or (one := _common_library(multiplied, 1)) is None:
-        return None
-    return Libraries(one, _common_library(multiplied, MOST_FEW))
-
-
-def _children(layer: nn.Module) -> dict[str, nn.Module]:
-    """Return the layer's parts by their usual names; the part after attention counts as one if it consists of
-    several."""
-    children = named(layer)
-    others = experts_beside.OTHERS if experts_beside.stand_in(layer) else ()
-    return {name: child for name, child in children.items() if name not in others}
-
-
-def _mlp(layer: nn.Module) -> Any:
-    return _children(layer)["mlp"]
-
-
-def _is_gated(layer: nn.Module) -> bool:
-    return are_gated({*named(_mlp(layer))}) and not experts_beside.stand_in(layer)
-
-
-def _has_experts(layer: Any) -> bool:
-    if experts_beside.stand_in(layer):
-        return moe.TOGETHER in vars(layer.experts)
-    return any(moe.TOGETHER in vars(module) for module in _mlp(layer).modules())
-
-
-def _norms(layer: nn.Module) -> list[Any]:
-    """Return the layer's norms with weights, in the order of `LayerParts`."""
-    children = _children(layer)
-    roles = NORMS[frozenset(children.keys() - PARTS)]
-    attention = named(children["self_attn"])
-    heads = [attention.get(name) for name in HEAD_NORMS]
-    return [*(children.get(role) for role in roles), *heads]
-
-
-def _projections(layer: Any) -> list[Projection]:
-    """Return the projections of attention, and those of the MLP if it is a dense one; [] if some are not on the CPU."""
-    attention, mlp = of_attention(layer.self_attn), of_mlp(_mlp(layer)) if _is_gated(layer) else []
-    return [*attention, *mlp] if attention and (mlp or not _is_gated(layer)) else []
-
-
-def _multiplied(layer: Any) -> list[Projection]:
-    """Return all projections, with that of gates of heads; [] if some are not on the CPU."""
-    projections, gates = _projections(layer), of_head_gates(layer.self_attn)
-    return [*projections, *gates] if projections and bool(gates) is (HEAD_GATE in named(layer.self_attn)) else []
+    return Libraries(one, _common_library(products, MOST_FEW))
 
 
 def _common_library(projections: list[Projection], rows: int) -> NativeLibrary | None:
@@ -208,7 +153,7 @@ def _are_alike(projections: list[Projection], library: NativeLibrary, rows: int)
 
 def _kind(layer: Any) -> str:
     """Return a key that is equal for layers that compute the same function, whatever their index."""
-    return function_key((layer, layer.self_attn, *_mlp(layer).modules()), but=(PLACE,))
+    return function_key((layer, layer.self_attn, *mlp_of(layer).modules()), but=(PLACE,))
 
 
 def _make(layer: Any, libraries: Libraries) -> Make | None:
@@ -218,9 +163,9 @@ def _make(layer: Any, libraries: Libraries) -> Make | None:
     if own - {"sinks"}:
         return None
     numbers = isinstance(getattr(attention, "head_dim", None), int) and hasattr(attention, "scaling")
-    if not numbers or not parts_of(layer, Make("silu", half_angles=False)).fit(_dtype(layer)):
+    if not numbers or not parts_of(layer, Make("silu", half_angles=False)).fit(dtype_of(layer)):
         return None
-    names, scaled = ACTIVATIONS if _is_gated(layer) else ("",), (True, False) if hasattr(layer, FACTOR) else (False,)
+    names, scaled = ACTIVATIONS if is_gated(layer) else ("",), (True, False) if hasattr(layer, FACTOR) else (False,)
     # The usual rotary embedding with all the rest before the others: each trial takes some products of the layer.
     choices = product(_turnings(attention), names, (False, True), residuals(layer), scaled)
     with _another_factor(layer):
@@ -259,32 +204,8 @@ def _turnings(attention: Any) -> list[Turning]:
     return [*(Turning(count, *pairing, first) for count, pairing, first in makes), Turning(0)]
 
 
-def parts_of(layer: Any, make: Make) -> LayerParts:
-    """Return our library's parameters for a layer with known parts."""
-    projections, attention = _projections(layer), layer.self_attn
-    value_norm = getattr(attention, VALUE_NORM, None)
-    gainless = None if value_norm is None else without_gain(value_norm, attention.head_dim, _dtype(layer))
-    return LayerParts(
-        layer.self_attn.head_dim,
-        make.activation,
-        [one.weight for one in projections],
-        [one.bias for one in projections[:4]],
-        [*(None if norm is None else norm.parts for norm in _norms(layer)), gainless],
-        make.residual,
-        make.turning,
-        float(getattr(layer, FACTOR)) if make.scaled else 1.0,
-        float(getattr(attention, "attn_logit_softcapping", None) or 0),
-        next((one.weight for one in of_head_gates(attention)), None),
-    )
-
-
-def _dtype(layer: nn.Module) -> torch.dtype:
-    dtype: torch.dtype = next(norm.dtype for norm in _norms(layer) if norm is not None)
-    return dtype
-
-
 def _fused(layer: Any, libraries: Libraries, make: Make, rest: AfterAttention | None) -> FusedForward:
-    parts, dtype, for_few = parts_of(layer, make), _dtype(layer), libraries.few
+    parts, dtype, for_few = parts_of(layer, make), dtype_of(layer), libraries.few
     one = NativeLayer(libraries.one, parts, dtype)
     few = one if for_few is libraries.one else None if for_few is None else NativeLayer(for_few, parts, dtype)
     return FusedForward(layer, one, few, make, rest)
@@ -293,15 +214,15 @@ def _fused(layer: Any, libraries: Libraries, make: Make, rest: AfterAttention | 
 def _rest(layer: Any) -> AfterAttention | None:
     """Return the part after attention if it is not in ours, in as few native calls as were found."""
     beside = vars(layer).get(experts_beside.TOGETHER)
-    return _plain(layer) if beside is None else AfterAttention(beside, _norms(layer)[3])
+    return _plain(layer) if beside is None else AfterAttention(beside, norms_of(layer)[3])
 
 
 def _plain(layer: Any) -> AfterAttention | None:
     """Return the part after attention with the layer's own modules; None if it is a dense MLP, which is in ours."""
-    if _is_gated(layer):
+    if is_gated(layer):
         return None
-    mlp = experts_beside.ExpertsBeside(layer) if experts_beside.stand_in(layer) else _mlp(layer)
-    return AfterAttention(mlp, _norms(layer)[3])
+    mlp = experts_beside.ExpertsBeside(layer) if experts_beside.stand_in(layer) else mlp_of(layer)
+    return AfterAttention(mlp, norms_of(layer)[3])
 
 
 @contextmanager
@@ -310,10 +231,10 @@ def _only_attention(layer: Any) -> Iterator[None]:
 
     Tiny differences can change the choice of experts, which would hide that everything else agrees.
     """
-    if _is_gated(layer):
+    if is_gated(layer):
         yield
         return
-    experts = layer.experts if experts_beside.stand_in(layer) else _mlp(layer)
+    experts = layer.experts if experts_beside.stand_in(layer) else mlp_of(layer)
     own, replaced = experts.forward, "forward" in vars(experts)
     experts.forward = _handing_on(layer, own)
     try:
@@ -344,30 +265,53 @@ def _agrees(layer: Any, fused: FusedForward, make: Make) -> bool:
     except MISFITS:
         return False
     finally:
-        _projections(layer)[0].linear.inputs.forget()
+        projections_of(layer)[0].linear.inputs.forget()
 
 
 def _agree(layer: Any, fused: FusedForward, given: tuple[Tensor, Tensor, tuple[Tensor, Tensor]]) -> bool:
     x, mask, positions = given
-    arguments: dict[str, Any] = {"attention_mask": mask, "position_embeddings": positions}
+    arguments: dict[str, Any] = {MASK: mask, ANGLES: positions, **_side_of(x, fused)}
     if fused.unscaled is not None:
         arguments[POSITIONS] = torch.zeros(1, x.shape[1], dtype=torch.long)
-    if not fused.suits(x, arguments):
+    lent, own = _lent(layer, x, fused), _lent(layer, x, fused)
+    if not (fused.suits(x, arguments) and fused.has_all(x, arguments | lent)):
         return False
-    lent: dict[str, Any] = {LENT: {}} if LENT in inspect.signature(layer.forward).parameters else {}
-    expected, found = layer.forward(x, **arguments, **lent), fused(x, **arguments)
+    expected, found = layer.forward(x, **arguments, **own), fused(x, **arguments, **lent)
     if not is_like(found, expected):
         return False
     change = (expected - x).float().abs().amax(-1, keepdim=True)
-    near = bool(((found.float() - expected.float()).abs() <= NEAR * change).all())
-    return near and rounds_alike(found, expected)
+    close = bool(((found.float() - expected.float()).abs() <= NEAR * change).all())
+    return close and rounds_alike(found, expected) and _lend_alike(lent, own)
+
+
+def _side_of(x: Tensor, fused: FusedForward) -> dict[str, Tensor]:
+    """Make a side input for rows x (1, M, K), if the layer takes one."""
+    columns = fused.one.side
+    return {SIDE: random_rows([1.0] * x.shape[1], columns, x.dtype)[None]} if columns else {}
+
+
+def _lent(layer: Any, x: Tensor, fused: FusedForward) -> dict[str, Any]:
+    """Make the argument that carries shared keys and values, with as many as rows x (1, M, K) for one that reads
+    them."""
+    if LENT not in inspect.signature(layer.forward).parameters:
+        return {}
+    rows = random_rows([1.0] * 2 * fused.one.kv_heads * x.shape[1], fused.one.dim, x.dtype)
+    states = rows.view(2, 1, fused.one.kv_heads, x.shape[1], fused.one.dim).unbind()
+    return {LENT: {getattr(layer.self_attn, TYPE): states} if fused.borrows else {}}
+
+
+def _lend_alike(found: Mapping[str, Any], expected: Mapping[str, Any]) -> bool:
+    """Return whether the same keys and values were lent."""
+    ours, own = found.get(LENT, {}), expected.get(LENT, {})
+    pairs = [pair for name in own if name in ours for pair in zip(ours[name], own[name], strict=True)]
+    return ours.keys() == own.keys() and all(near(mine, others, NEAR) for mine, others in pairs)
 
 
 def _inputs(layer: Any, sizes: Sequence[float], make: Make) -> tuple[Tensor, Tensor, tuple[Tensor, Tensor]]:
     """Make rows of different scales relative to what the layer adds, a causal mask, and rotary angles."""
     generator = torch.Generator().manual_seed(0)
-    dtype, rows = _dtype(layer), len(sizes)
-    columns = _projections(layer)[0].linear.host.columns
+    dtype, rows = dtype_of(layer), len(sizes)
+    columns = projections_of(layer)[0].linear.host.columns
     x = torch.randn(1, rows, columns, generator=generator) * torch.tensor(sizes)[None, :, None]
     angles = torch.randn(1, rows, (make.turning.columns or layer.self_attn.head_dim) // 2, generator=generator)
     angles = angles if make.half_angles else angles.repeat(1, 1, 2)

@@ -21,10 +21,12 @@ USUAL = {
 }  # fmt: skip
 """The usual names of parts that have others in some families (LFM2, mixtures of experts)."""
 ATTENTION, KEYS_AS_VALUES = {"q_proj", "k_proj", "v_proj", "o_proj"}, {"q_proj", "k_proj", "o_proj"}
-JOINED_ATTENTION = {"qkv_proj", "o_proj"}
+JOINED_ATTENTION, QUERIES_ONLY = {"qkv_proj", "o_proj"}, {"q_proj", "o_proj"}
 HEAD_NORMS, VALUE_NORM, HEAD_GATE = ("q_norm", "k_norm"), "v_norm", "g_proj"
 MLP, JOINED_MLP, ACTIVATION = {"gate_proj", "up_proj", "down_proj"}, {"gate_up_proj", "down_proj"}, "act_fn"
 """The names of the parts in nearly all architectures."""
+SIDE, SIDE_NORM = ("per_layer_input_gate", "per_layer_projection"), "post_per_layer_input_norm"
+"""The parts of a layer around its side input (Gemma 3n and 4)."""
 
 IDLE = (nn.Dropout, nn.Identity)
 
@@ -55,9 +57,11 @@ def named(module: nn.Module) -> dict[str, Any]:
 
 
 def are_attention(names: set[str]) -> bool:
-    """Return whether attention with these parts has the usual projections, and norms of q and k or none."""
-    usual = names - {VALUE_NORM, HEAD_GATE, *HEAD_NORMS} in (ATTENTION, KEYS_AS_VALUES, JOINED_ATTENTION)
-    return usual and len(names & {*HEAD_NORMS}) != 1
+    """Return whether attention with these parts has the usual projections, and norms of what it makes or none."""
+    projections = names - {VALUE_NORM, HEAD_GATE, *HEAD_NORMS}
+    if projections == QUERIES_ONLY:
+        return True
+    return projections in (ATTENTION, KEYS_AS_VALUES, JOINED_ATTENTION) and len(names & {*HEAD_NORMS}) != 1
 
 
 def are_gated(names: set[str]) -> bool:
@@ -66,8 +70,11 @@ def are_gated(names: set[str]) -> bool:
 
 
 def of_attention(attention: nn.Module) -> list[Projection]:
-    """Return q, k, v and the output; [] if they are not all on the CPU."""
+    """Return q, k, v and the output; [] if they are not all on the CPU. Without k, it and v are no rows of q."""
     parts = _linears(attention, ATTENTION | JOINED_ATTENTION)
+    if parts.keys() == QUERIES_ONLY:
+        nothing = Projection(parts["q_proj"], 0, 0)
+        return [_whole(parts["q_proj"]), nothing, nothing, _whole(parts["o_proj"])]
     if parts.keys() == JOINED_ATTENTION:
         joined, output = parts["qkv_proj"], parts["o_proj"]
         keys = (joined.host.rows - output.host.columns) // 2
@@ -81,6 +88,12 @@ def of_attention(attention: nn.Module) -> list[Projection]:
 def of_head_gates(attention: nn.Module) -> list[Projection]:
     """Return the one that makes a gate for each head, if there is one."""
     return [_whole(linear) for linear in _linears(attention, {HEAD_GATE}).values() if linear.bias is None]
+
+
+def of_side(layer: nn.Module) -> list[Projection]:
+    """Return the gate of the layer's side input and what projects it back; [] if they are not all on the CPU."""
+    parts = _linears(layer, {*SIDE})
+    return [_whole(parts[name]) for name in SIDE] if parts.keys() == {*SIDE} else []
 
 
 def of_mlp(mlp: nn.Module) -> list[Projection]:

@@ -18,9 +18,9 @@ from core.accelerators.base import Accelerator
 from core.accelerators.graph import Leave
 from core.errors import DeviceLost
 from core.layers import attention
-from core.layers.fused_layers import lends
 from core.layers.kv_cache import KVCache, cache_argument
 from core.layers.kv_stretch import stretch_of
+from core.layers.lent_states import lends
 from core.model.blueprint import decoder_layers
 from core.model.captured_run import CapturedRun, GraphRoom, Piece
 from core.model.language_half import text_config

@@ -14,9 +14,10 @@ import torch
 from torch import Tensor, nn
 
 from core.kernels.native_library import MOST_FEW
-from core.layers.fused_forward import Given, LayerRun
+from core.layers.fused_forward import LayerRun
 from core.layers.kv_cache import KVCache
 from core.layers.kv_layers import PreallocatedLayer
+from core.layers.layer_arguments import Given
 from core.layers.rotary import FREQUENCIES
 from core.model.language_half import text_config
 from core.startup.torch_threads import one_thread
@@ -70,7 +71,7 @@ class WholeRun:
         angles = self._rotary.angles(x, positions_of(x, cache))
         masks = (mask_of(one, x.shape[1]) for one in kept)
         given = [Given(mask, *angles[types[at]]) for mask, at in zip(masks, self._firsts, strict=True)]
-        return self._run.at_once(x, given, cache)
+        return self._run.at_once(x, given, cache, ())
 
     def offer(self, x: Tensor, cache: KVCache) -> Offer:
         """Return nothing for x (1, M, K): such a run needs no arguments of layers."""

@@ -19,6 +19,12 @@ INLINE void gate_all(const void *gate, const void *up, void *to, int64_t count, 
     }
 }
 
+/* x[i] *= factor */
+INLINE void multiply_all(void *x, float factor, int64_t count, const int type) {
+    SIMD
+    for (int64_t i = 0; i < count; i++) store(x, i, factor * widened(x, i, type), type);
+}
+
 /* The loops specialised by type, as part of a file's LOOPS, which loops.h compiles for each instruction set. */
 #define GATE_BY(type)                                                                                           \
     if (activation == SILU) gate_all(gate, up, to, count, SILU, type);                                          \
@@ -36,5 +42,10 @@ INLINE void gate_all(const void *gate, const void *up, void *to, int64_t count, 
         else add_all(a, b, factor, to, count, TYPE_BF16);                                                       \
     }                                                                                                           \
     GATE_LOOP(name, isa)
+#define MULTIPLY_LOOP(name, isa)                                                                                \
+    isa static void name##_multiply(void *x, float factor, int64_t count, int type) {                           \
+        if (type == TYPE_F32) multiply_all(x, factor, count, TYPE_F32);                                         \
+        else multiply_all(x, factor, count, TYPE_BF16);                                                         \
+    }
 
 #endif

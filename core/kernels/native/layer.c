@@ -4,14 +4,19 @@
  *           ...the caller appends k and v to its cache...
  *   end     attention (* sigmoid of a gate from the input) -> output linear -> norm -> + input -> norm -> activation(gate) * up -> down -> norm -> + sum
  *
- * If something else than activation(gate) * up -> down follows (experts), `attend` stops before it. Each norm is
- * optional. Intermediate results are rounded to the type of x wherever torch would store a tensor of that type.
+ * If something else than activation(gate) * up -> down follows (experts), `attend` stops before it. A layer may have
+ * a side input (Gemma's inputs per layer), which `end` multiplies last:
+ *
+ *   x -> activation(gate of x) * side input -> linear -> norm -> + x
+ *
+ * Each norm is optional. Intermediate results are rounded to the type of x wherever torch would store a tensor of that type.
  *
  * Consecutive layers whose caches are in memory run as one call: between the calls of a token, Python takes as long as
  * a small model's products. */
 #include "gated.h"
 #include "norms.h"
 #include "packed_states.h"
+#include "rotary.h"
 
 /* All fields are 8 bytes. Weights are part fields of hetegen_matmul; their formats must take the same kind of input for
  * few rows. */
@@ -23,53 +28,17 @@ typedef struct {
     int64_t turns_exactly; /* in fp32 also with angles of fewer bits */
     int64_t gated; /* each head of q is followed by a gate, whose sigmoid multiplies the attention of that head */
     int64_t head_gated; /* behind v, a number for each head, whose sigmoid does */
+    int64_t borrows; /* only queries are made: keys and values are another layer's */
+    int64_t side;    /* columns of the side input; 0 = none */
     double residual; /* factor of what attention and the gated part add to the states */
     double factor;   /* factor of the layer's result */
     double softcap;  /* bound of the attention's scores; 0 = none */
     int64_t qkv[4 * PART_FIELDS]; /* and the heads' gates */
     int64_t out[PART_FIELDS], gate_up[2 * PART_FIELDS], down[PART_FIELDS];
+    int64_t side_gate[PART_FIELDS], side_out[PART_FIELDS];
     const void *biases[4]; /* of q, k, v, out; NULL = none */
-    NormOf before_attention, after_attention, before_mlp, after_mlp, q_norm, k_norm, v_norm;
+    NormOf before_attention, after_attention, before_mlp, after_mlp, q_norm, k_norm, v_norm, after_side;
 } Layer;
-
-/* The rotary embedding: which columns of a head, with which angles. */
-typedef struct {
-    const void *cos, *sin; /* [turned] */
-    int64_t dim, turned, neighbours;
-    int angles; /* their type */
-    int stored; /* the type in which torch stores products: fp32 with fp32 angles, or if the model widens its states */
-} Turn;
-
-/* Rotate column `low` of x towards column `high`, with the angles `first` and `second`. */
-INLINE void turn_pair(void *x, const Turn *t, int64_t low, int64_t high, int64_t first, int64_t second, const int type,
-                      const int angles, const int stored) {
-    float a = widened(x, low, type), b = widened(x, high, type);
-    float a_cos = rounded(a * widened(t->cos, first, angles), stored);
-    float b_sin = rounded(b * widened(t->sin, first, angles), stored);
-    float b_cos = rounded(b * widened(t->cos, second, angles), stored);
-    float a_sin = rounded(a * widened(t->sin, second, angles), stored);
-    store(x, low, a_cos - b_sin, type);
-    store(x, high, b_cos + a_sin, type);
-}
-
-/* Apply the rotary embedding to x [count][dim] in place, in the first `turned` columns. Neighbours share the angle of
- * the first half. */
-INLINE void turn_heads(void *x, int64_t count, const Turn *t, const int type, const int angles, const int stored) {
-    int64_t half = t->turned / 2;
-    for (int64_t at = 0; at < count * t->dim; at += t->dim) {
-        if (t->neighbours) {
-            for (int64_t i = 0; i < half; i++) turn_pair(x, t, at + 2 * i, at + 2 * i + 1, i, i, type, angles, stored);
-            continue;
-        }
-        SIMD
-        for (int64_t i = 0; i < half; i++) turn_pair(x, t, at + i, at + half + i, i, half + i, type, angles, stored);
-    }
-}
-
-INLINE void multiply_all(void *x, float factor, int64_t count, const int type) {
-    SIMD
-    for (int64_t i = 0; i < count; i++) store(x, i, factor * widened(x, i, type), type);
-}
 
 typedef struct {
     void (*add)(const void *a, const void *b, float factor, void *to, int64_t count, int type);
@@ -81,23 +50,15 @@ typedef struct {
 /* The loops, compiled for an instruction set and specialised by type. */
 #define LOOPS(name, isa)                                                                                            \
     GATED_LOOPS(name, isa)                                                                                          \
-    isa static void name##_turn(void *x, int64_t count, const Turn *t, int type) {                                  \
-        if (type == TYPE_F32) turn_heads(x, count, t, TYPE_F32, TYPE_F32, TYPE_F32);                                \
-        else if (t->angles == TYPE_F32) turn_heads(x, count, t, TYPE_BF16, TYPE_F32, TYPE_F32);                     \
-        else if (t->stored == TYPE_F32) turn_heads(x, count, t, TYPE_BF16, TYPE_BF16, TYPE_F32);                    \
-        else turn_heads(x, count, t, TYPE_BF16, TYPE_BF16, TYPE_BF16);                                              \
-    }                                                                                                               \
-    isa static void name##_multiply(void *x, float factor, int64_t count, int type) {                               \
-        if (type == TYPE_F32) multiply_all(x, factor, count, TYPE_F32);                                             \
-        else multiply_all(x, factor, count, TYPE_BF16);                                                             \
-    }                                                                                                               \
+    TURN_LOOP(name, isa)                                                                                            \
+    MULTIPLY_LOOP(name, isa)                                                                                        \
     static const Loops name = {name##_add, name##_multiply, name##_gate, name##_turn};
 #include "loops.h"
 
 /* ---- the scratch memory ---- */
 
 static int64_t prepared_bytes(const Run *r, const Layer *l) {
-    int64_t widest = most(most(l->hidden, l->inner), l->heads * l->dim);
+    int64_t widest = most(most(l->hidden, l->side), most(l->inner, l->heads * l->dim));
     return hetegen_input_bytes(r->m, widest, kind_of(r, l->qkv));
 }
 
@@ -105,7 +66,8 @@ static int64_t prepared_bytes(const Run *r, const Layer *l) {
 EXPORT int64_t hetegen_layer_bytes(int isa, const Layer *l, int type, int64_t m, const int64_t *shape) {
     Run r = {isa, type, 1, m};
     int64_t states = aligned(size_of(&r, l->heads * l->dim)) + 3 * aligned(size_of(&r, l->hidden));
-    return aligned(prepared_bytes(&r, l)) + states + 3 * aligned(size_of(&r, l->inner)) + hetegen_attention_bytes(shape);
+    int64_t inner = most(l->inner, l->side);
+    return aligned(prepared_bytes(&r, l)) + states + 3 * aligned(size_of(&r, inner)) + hetegen_attention_bytes(shape);
 }
 
 /* ---- the two calls ---- */
@@ -122,10 +84,35 @@ static void add_on(const Run *r, const Layer *l, const void *x, const void *adde
     loops_of(r->isa)->add(x, added, (float)l->residual, to, r->m * l->hidden, r->type);
 }
 
-/* out = (x + residual * norm(added)) * factor. */
-static void finish(const Run *r, const Layer *l, const void *x, void *added, void *spare, void *out) {
-    add_on(r, l, x, normed(r, &l->after_mlp, added, l->hidden, spare), out);
+static void scale_result(const Run *r, const Layer *l, void *out) {
     if (l->factor != 1) loops_of(r->isa)->multiply(out, (float)l->factor, r->m * l->hidden, r->type);
+}
+
+/* out = x + residual * norm(added). */
+static void add_normed(const Run *r, const Layer *l, const NormOf *n, const void *x, void *added, void *spare, void *out) {
+    add_on(r, l, x, normed(r, n, added, l->hidden, spare), out);
+}
+
+/* The side input of a layer: m rows, `row` elements apart. */
+typedef struct {
+    const void *rows;
+    int64_t row;
+} Side;
+
+/* Scratch memory of the parts after attention: gate and up of the wider part, and their product. */
+typedef struct {
+    uint8_t *prepared, *added, *spare, *gate, *open;
+} Rest;
+
+/* x += norm(linear(activation(gate(x)) * side input)). */
+static void add_side(const Run *r, const Layer *l, const Side *side, void *x, const Rest *at) {
+    product(r, 1, l->side_gate, x, l->hidden, at->prepared, at->gate);
+    int64_t a_row = size_of(r, l->side) / r->m, a_side = side->row * item_bytes(r->type);
+    for (int64_t row = 0; row < r->m; row++)
+        loops_of(r->isa)->gate(at->gate + row * a_row, (const uint8_t *)side->rows + row * a_side, at->open + row * a_row,
+                               l->side, l->activation, r->type);
+    product(r, 1, l->side_out, at->open, l->side, at->prepared, at->added);
+    add_normed(r, l, &l->after_side, x, at->added, at->spare, x);
 }
 
 static void turn_rows(const Run *r, const Layer *l, int64_t heads, void *x, const void *cos, const void *sin,
@@ -151,7 +138,7 @@ static int64_t query_columns(const Layer *l) { return l->heads * l->dim * (l->ga
 
 /* Elements of all that a layer makes from a row of its input. */
 static int64_t made_columns(const Layer *l) {
-    return query_columns(l) + 2 * l->kv_heads * l->dim + (l->head_gated ? l->heads : 0);
+    return query_columns(l) + (l->borrows ? 0 : 2 * l->kv_heads * l->dim) + (l->head_gated ? l->heads : 0);
 }
 
 /* Rearrange q and gate of each head, [m][heads][2][dim], to all of q and then all gates, [2][m][heads][dim]. */
@@ -166,7 +153,8 @@ static void part_gates(const Run *r, const Layer *l, uint8_t *q, uint8_t *spare)
 }
 
 /* x [m][hidden]; qkv: q [m][heads][dim], as many gates if there are any, then k and v [m][kv_heads][dim], and the heads'
- * gates [m][heads] if there are any, all of `type`; cos, sin [m][turned] of type `angles`, which is `type` or fp32. */
+ * gates [m][heads] if there are any, all of `type`; only q if the layer borrows keys and values. cos, sin [m][turned] of
+ * type `angles`, which is `type` or fp32. */
 EXPORT void hetegen_layer_begin(int isa, const Layer *l, const void *x, int type, int64_t m, const void *cos,
                                 const void *sin, int angles, void *qkv, void *scratch, int threads) {
     Run r = {isa, type, threads, m};
@@ -174,11 +162,12 @@ EXPORT void hetegen_layer_begin(int isa, const Layer *l, const void *x, int type
     uint8_t *gates = taken(&at, size_of(&r, l->heads * l->dim));
     uint8_t *k = (uint8_t *)qkv + size_of(&r, query_columns(l)), *v = k + size_of(&r, l->kv_heads * l->dim);
     x = normed(&r, &l->before_attention, x, l->hidden, spare);
-    product(&r, l->head_gated ? 4 : 3, l->qkv, x, l->hidden, prepared, qkv);
+    product(&r, l->borrows ? 1 : l->head_gated ? 4 : 3, l->qkv, x, l->hidden, prepared, qkv);
     add_bias(&r, l->biases[0], qkv, query_columns(l));
-    add_bias(&r, l->biases[1], k, l->kv_heads * l->dim);
     if (l->gated) part_gates(&r, l, qkv, gates);
     finish_heads(&r, l, &l->q_norm, l->heads, qkv, cos, sin, angles);
+    if (l->borrows) return;
+    add_bias(&r, l->biases[1], k, l->kv_heads * l->dim);
     finish_heads(&r, l, &l->k_norm, l->kv_heads, k, cos, sin, angles);
     add_bias(&r, l->biases[2], v, l->kv_heads * l->dim);
     normed(&r, &l->v_norm, v, l->kv_heads * l->dim, v);
@@ -212,27 +201,33 @@ static void attend(const Run *r, const Layer *l, const void *x, const Attended *
     if (l->head_gated) gate_heads(r, l, of_heads, seen);
     product(r, 1, l->out, seen, l->heads * l->dim, prepared, added);
     add_bias(r, l->biases[3], added, l->hidden);
-    add_on(r, l, x, normed(r, &l->after_attention, added, l->hidden, spare), sum);
+    add_normed(r, l, &l->after_attention, x, added, spare, sum);
 }
 
-/* x [m][hidden]: the layer's input; `shape` to `scale` as in hetegen_attention; out [m][hidden]. */
+/* x [m][hidden]: the layer's input; `shape` to `scale` as in hetegen_attention; side: m rows of the side input, `side_row`
+ * elements apart, if the layer has one; out [m][hidden]. */
 EXPORT void hetegen_layer_end(int isa, const Layer *l, const void *x, int type, const int64_t *shape, const void *q,
                               const States *states, const void *mask, const void *sinks, float scale,
-                              int attention_threads, void *out, void *scratch, int threads) {
+                              int attention_threads, const void *side, int64_t side_row, void *out, void *scratch,
+                              int threads) {
     Run r = {isa, type, threads, ((const Shape *)shape)->queries};
     Attended attended = {shape, q, mask, sinks, states, scale, attention_threads};
+    Side given = {side, side_row};
     uint8_t *at = scratch, *prepared = taken(&at, prepared_bytes(&r, l));
     uint8_t *seen = taken(&at, size_of(&r, l->heads * l->dim)), *added = taken(&at, size_of(&r, l->hidden));
     uint8_t *sum = taken(&at, size_of(&r, l->hidden)), *spare = taken(&at, size_of(&r, l->hidden));
     /* gate and up are adjacent: a product writes its parts one after another */
-    uint8_t *gate = taken(&at, 2 * size_of(&r, l->inner)), *up = gate + size_of(&r, l->inner);
-    uint8_t *open = taken(&at, size_of(&r, l->inner));
+    int64_t inner = most(l->inner, l->side);
+    uint8_t *gate = taken(&at, 2 * size_of(&r, inner)), *up = gate + size_of(&r, l->inner);
+    Rest rest = {prepared, added, spare, gate, taken(&at, size_of(&r, inner))};
     const Loops *loops = loops_of(isa);
     attend(&r, l, x, &attended, sum, seen, added, spare, prepared, at);
     product(&r, 2, l->gate_up, normed(&r, &l->before_mlp, sum, l->hidden, spare), l->hidden, prepared, gate);
-    loops->gate(gate, up, open, r.m * l->inner, l->activation, type);
-    product(&r, 1, l->down, open, l->inner, prepared, added);
-    finish(&r, l, sum, added, spare, out);
+    loops->gate(gate, up, rest.open, r.m * l->inner, l->activation, type);
+    product(&r, 1, l->down, rest.open, l->inner, prepared, added);
+    add_normed(&r, l, &l->after_mlp, sum, added, spare, out);
+    if (l->side) add_side(&r, l, &given, out, &rest);
+    scale_result(&r, l, out);
 }
 
 /* The attention part of hetegen_layer_end: sum = x + attention, next = its norm before the gated part. */
@@ -270,6 +265,8 @@ typedef struct {
     const void *sinks;
     double scale;
     const Mixture *mixture; /* NULL = the layer's own gated part */
+    const void *side; /* its side input, rows `side_row` elements apart */
+    int64_t side_row;
 } Placed;
 
 static Shape shape_of(const Layer *l, const Past *p, int64_t m) {
@@ -359,7 +356,8 @@ static void add_experts(const Run *r, const Placed *p, const void *sum, const vo
     const Layer *l = p->layer;
     void *added = taken(&at, size_of(r, l->hidden)), *spare = taken(&at, size_of(r, l->hidden));
     hetegen_mixture(r->isa, p->mixture, x, r->type, r->m, added, at, r->threads);
-    finish(r, l, sum, added, spare, out);
+    add_normed(r, l, &l->after_mlp, sum, added, spare, out);
+    scale_result(r, l, out);
 }
 
 /* Compute the rest of a layer, with q as hetegen_layer_begin left it. */
@@ -373,7 +371,8 @@ static void finish_layer(const Run *r, const Placed *p, const void *x, const voi
     float scale = (float)p->scale;
     int threads = (int)past->attention_threads;
     if (!p->mixture) {
-        hetegen_layer_end(r->isa, l, x, r->type, sizes, q, seen, mask, p->sinks, scale, threads, out, rest, r->threads);
+        hetegen_layer_end(r->isa, l, x, r->type, sizes, q, seen, mask, p->sinks, scale, threads, p->side, p->side_row, out,
+                          rest, r->threads);
         return;
     }
     void *sum = taken(&chosen, size_of(r, l->hidden)), *next = taken(&chosen, size_of(r, l->hidden));
@@ -394,7 +393,7 @@ EXPORT void hetegen_layers(int isa, int64_t count, const Placed *layers, const v
         uint8_t *k = qkv + size_of(&r, query_columns(l)), *v = k + size_of(&r, l->kv_heads * l->dim);
         States seen = seen_of(&r, p);
         hetegen_layer_begin(isa, l, x, type, m, past->cos, past->sin, (int)past->angles, qkv, rest, threads);
-        append(&r, l, past, k, v, &seen);
+        if (!l->borrows) append(&r, l, past, k, v, &seen);
         finish_layer(&r, p, x, qkv, &seen, out, chosen, rest);
     }
 }

@@ -18,8 +18,8 @@ from core.kernels.native_layer import NativeLayer, Turning
 from core.kernels.native_library import AttentionCall, open_library
 from core.layers import fused_layers
 from core.layers.fused_forward import FusedForward, Make
-from core.layers.fused_layers import parts_of
 from core.layers.kv_cache import KVCache
+from core.layers.layer_parts import parts_of
 from core.model.blueprint import decoder_layers
 from core.model.placement import DevicePlacement, HostPlacement
 from core.offload.hetero_linear import HostLinear
