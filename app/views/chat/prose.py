@@ -4,11 +4,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass, replace
-from functools import cache
 
-from markdown_it import MarkdownIt
-from markdown_it.rules_block import StateBlock
-from markdown_it.rules_inline import StateInline
 from markdown_it.token import Token
 from PySide6.QtCore import Qt
 from PySide6.QtGui import (
@@ -27,7 +23,7 @@ from PySide6.QtGui import (
 )
 
 from app.settings.theme import LINE_HEIGHT, RELATED, FontRole, Theme
-from app.text.markdown_stream import ENVIRONMENT
+from app.text.markdown_rules import parser
 from app.text.tex import Run, runs
 
 QUOTE_LEVEL = QTextFormat.Property.UserProperty + 1
@@ -37,18 +33,6 @@ STEP = 24
 MOST_COLUMNS = 24
 INSIDE_ITEMS = 4
 _ADDRESS = re.compile(r"https?://[^\s<>\"'`]+[^\s<>\"'`.,;:!?)\]}]")
-_MATHS = re.compile(
-    r"\$\$(.+?)\$\$|\\\[(.+?)\\\]|\\\((.+?)\\\)|\$(?=\S)([^$\n]+?)(?<=\S)\$(?!\d)"
-    r"|(\\begin(?P<name>" + ENVIRONMENT + r").+?\\end(?P=name))",
-    re.DOTALL,
-)
-
-
-_NUMBER = r"\[\^([A-Za-z]*\d{1,3})\]"
-_NAME = r"\[\^([A-Za-z][\w-]{2,30})\]"
-_NOTE = re.compile(rf"{_NUMBER}|(?<=[\w.,;:!?\"'”’)\]]){_NAME}(?=[\s.,;:!?)\[]|$)")
-"""Reference to a footnote. One without a number must end a word: regular expressions exclude characters alike."""
-_NOTE_TEXT = re.compile(rf"(?:{_NUMBER}|{_NAME}):[ \t]*(.*)")
 
 
 @dataclass(frozen=True)
@@ -76,7 +60,7 @@ class ProseWriter:
             first = len(text) - len(text.lstrip(" "))
             text = "\n".join(line[min(first, len(line) - len(line.lstrip(" "))) :] for line in text.split("\n"))
         cursor.movePosition(QTextCursor.MoveOperation.End)
-        self._blocks(cursor, _parser().parse(text), _Place(level=level))
+        self._blocks(cursor, parser().parse(text), _Place(level=level))
 
     def _blocks(self, cursor: QTextCursor, tokens: list[Token], place: _Place) -> None:
         places = [place]
@@ -188,8 +172,10 @@ class ProseWriter:
                         cursor.insertText(run.text.replace("\n", "\u2028"), self._maths(here, run))
                 case "footnote_ref":
                     cursor.insertText(token.content, self._raised(here))
-                case "html_inline":
-                    cursor.insertText(token.content, here)
+                case "line_break":
+                    cursor.insertText(token.content if token.meta["is_word"] else "\u2028", here)
+                case "tagged":
+                    cursor.insertText(token.content, self._tagged(here, token.tag))
                 case "image":
                     self._link(cursor, f"[image: {token.content or 'no description'}]", str(token.attrs["src"]), here)
                 case "strong_open" | "em_open" | "s_open" | "link_open":
@@ -252,6 +238,21 @@ class ProseWriter:
             form.setVerticalAlignment(align.AlignSubScript if run.level == "lower" else align.AlignSuperScript)
         return form
 
+    def _tagged(self, here: QTextCharFormat, tag: str) -> QTextCharFormat:
+        form = QTextCharFormat(here)
+        match tag:
+            case "kbd":
+                return self._merged(here, self._code())
+            case "sub":
+                form.setVerticalAlignment(QTextCharFormat.VerticalAlignment.AlignSubScript)
+            case "sup":
+                form.setVerticalAlignment(QTextCharFormat.VerticalAlignment.AlignSuperScript)
+            case "mark":
+                form.setBackground(self._theme.colour("selection"))
+            case _:
+                form.setFontUnderline(True)
+        return form
+
     def _raised(self, here: QTextCharFormat) -> QTextCharFormat:
         form = QTextCharFormat(here)
         form.setVerticalAlignment(QTextCharFormat.VerticalAlignment.AlignSuperScript)
@@ -311,6 +312,9 @@ class ProseWriter:
             form.setAlignment(Qt.AlignmentFlag.AlignHCenter)
         cursor.setBlockFormat(form)
         cursor.setBlockCharFormat(base)
+        for token in inline.children or []:
+            if token.type == "line_break":  # the only kind that a cell can have
+                token.type = "hardbreak"
         self._inline(cursor, inline, base)
 
 
@@ -330,59 +334,3 @@ def _turn_around(cursor: QTextCursor) -> None:
 def indent_of(form: QTextBlockFormat) -> float:
     """Return a block's indentation in pixels, from the side where its text begins."""
     return form.leftMargin() + form.rightMargin()
-
-
-@cache
-def _parser() -> MarkdownIt:
-    parser = MarkdownIt("commonmark", {"html": False, "maxNesting": 20}).enable(["table", "strikethrough"])
-    # The splitter has removed the fences; four spaces are more often careless indentation by a model than code.
-    parser.disable(["code", "html_block", "html_inline"])
-    parser.inline.ruler.before("escape", "maths", _maths_rule)
-    parser.inline.ruler.before("link", "footnote_ref", _footnote_ref_rule)
-    # Before link references, which look alike.
-    parser.block.ruler.before("reference", "footnote", _footnote_rule, {"alt": ["paragraph"]})
-    return parser
-
-
-def _footnote_ref_rule(state: StateInline, silent: bool) -> bool:
-    found = _NOTE.match(state.src, state.pos) if state.src[state.pos] == "[" else None
-    if found is None or state.src[found.end() : found.end() + 1] == "(":
-        return False
-    if not silent:
-        state.push("footnote_ref", "", 0).content = found[1] or found[2]
-    state.pos = found.end()
-    return True
-
-
-def _footnote_rule(state: StateBlock, start: int, end: int, silent: bool) -> bool:
-    """Take a note with the lines that continue it."""
-    found = _NOTE_TEXT.match(_line(state, start))
-    if found is None or silent:
-        return found is not None
-    following = start + 1
-    while following < end and not state.isEmpty(following) and not _NOTE_TEXT.match(_line(state, following)):
-        following += 1
-    state.push("footnote_open", "", 1).info = found[1] or found[2]
-    inline = state.push("inline", "", 0)
-    inline.content = "\n".join([found[3], *(_line(state, line) for line in range(start + 1, following))])
-    inline.children, inline.map = [], [start, following]
-    state.push("footnote_close", "", -1)
-    state.line = following
-    return True
-
-
-def _line(state: StateBlock, line: int) -> str:
-    return state.src[state.bMarks[line] + state.tShift[line] : state.eMarks[line]]
-
-
-def _maths_rule(state: StateInline, silent: bool) -> bool:
-    if state.src[state.pos] not in "$\\":
-        return False
-    found = _MATHS.match(state.src, state.pos, state.pos + 4000)
-    if found is None:
-        return False
-    if not silent:
-        token = state.push("maths", "", 0)
-        token.content = next(group for group in found.groups() if group is not None)
-    state.pos = found.end()
-    return True

@@ -161,6 +161,22 @@ def test_streaming_shows_the_same_as_all_at_once(body: Body, qtbot: QtBot, size:
     assert streamed == show(Body(Theme("light"), port), EVERYTHING)
 
 
+def test_tags_for_which_markdown_has_no_signs_are_read(body: Body) -> None:
+    text = show(
+        body,
+        "H<sub>2</sub>O, x<SUP>10</SUP>, <u>under</u>, <kbd>Ctrl</kbd><br/>next\n\n"
+        "The tags <u> and </u>, the <br> tag and <b>bold</b>.\n\n| a |\n|---|\n| one<br>two <br> three |",
+    )
+    document = prose(body)
+    align = QTextCharFormat.VerticalAlignment
+    assert "H2O, x10, under, Ctrl\nnext" in text
+    assert "The tags <u> and </u>, the <br> tag and <b>bold</b>." in text
+    assert re.search(r"one\s?two\s+three", text)
+    assert format_of(document, "2").verticalAlignment() == align.AlignSubScript
+    assert format_of(document, "10").verticalAlignment() == align.AlignSuperScript
+    assert format_of(document, "under").fontUnderline()
+
+
 def test_html_is_text_and_images_are_links(body: Body) -> None:
     text = show(
         body,
