@@ -13,7 +13,7 @@ from app.text.markdown_stream import ENVIRONMENT
 
 TAGS = ("sub", "sup", "u", "mark", "kbd")
 """HTML's tags for which Markdown has no signs."""
-_BREAK = re.compile(r"<br\s*/?>", re.IGNORECASE)
+_BREAK = re.compile(r"<br\s*/?>[ \t]*", re.IGNORECASE)
 _AMONG_WORDS = re.compile(r" <br\s*/?> ", re.IGNORECASE)
 _TAGGED = re.compile(rf"<({'|'.join(TAGS)})>(?=\S)([^<>\n]{{1,200}})(?<=\S)</\1>", re.IGNORECASE)
 """Text directly between its tags: "from <u> to </u>" speaks of them."""
