@@ -100,7 +100,17 @@ def installed(cache: Cache) -> tuple[Installed, ...]:
     """Return all models of the cache with safetensors or GGUF weights, downloaded or begun, by name."""
     folders = sorted(cache.root.glob(PREFIX + "*")) if cache.root.is_dir() else []
     ids = [folder.name.removeprefix(PREFIX).replace("--", "/") for folder in folders if folder.is_dir()]
-    return tuple(model for id in ids for model in revisions(cache, id))
+    return tuple(model for id in ids for model in _here(cache, id))
+
+
+def _here(cache: Cache, id: str) -> tuple[Installed, ...]:
+    """Return a repository's models, none if it is removed while it is read."""
+    try:
+        return revisions(cache, id)
+    except FileNotFoundError:
+        if cache.repo(id).is_dir():
+            raise
+        return ()
 
 
 def revisions(cache: Cache, id: str) -> tuple[Installed, ...]:
@@ -166,13 +176,21 @@ def _snapshot(cache: Cache, id: str, commit: str) -> list[Installed]:
 
 def _started(cache: Cache, id: str, shown: set[str]) -> list[Installed]:
     """Return the models of the newest download that has been started and published nothing yet."""
-    kept = sorted((cache.own(id) / "listings").glob("*.json"), key=lambda path: path.stat().st_mtime)
+    kept = sorted((cache.own(id) / "listings").glob("*.json"), key=_written_at)
     if not kept or kept[-1].stem in shown:
         return []
     listing = cache.read_listing(id, kept[-1].stem)
     if listing is None:
         return []
     return _ggufs(cache, listing) or _counted(cache, listing, complete=False)
+
+
+def _written_at(path: Path) -> float:
+    """Return when a file was written, in seconds; 0 if it has been deleted in the meantime."""
+    try:
+        return path.stat().st_mtime
+    except FileNotFoundError:
+        return 0.0
 
 
 def _ggufs(cache: Cache, listing: Listing) -> list[Installed]:

@@ -97,6 +97,27 @@ def test_folders_are_models_too(tmp_path: Path, cache: Cache, monkeypatch: pytes
             resolve_model(text, cache)
 
 
+@pytest.mark.parametrize("lost", ["", ".hetegen/listings"])
+def test_what_is_removed_while_models_are_listed_is_not_among_them(
+    by_others: Path, cache: Cache, monkeypatch: pytest.MonkeyPatch, lost: str
+) -> None:
+    """By another program, between two looks at the same file."""
+    shutil.rmtree(cache.repo(ID) / "trees")
+    begun = cache.own(ID) / "listings" / f"{'0' * 40}.json"
+    begun.parent.mkdir(parents=True)
+    begun.write_text("{}")
+    stat = Path.stat
+
+    def looked(path: Path, **how: bool) -> os.stat_result:
+        is_there = path.parent != (by_others if not lost else begun.parent) or path.name == "config.json"
+        if not is_there:
+            shutil.rmtree(cache.repo(ID) / lost, ignore_errors=True)
+        return stat(path, **how)
+
+    monkeypatch.setattr(Path, "stat", looked)
+    assert [model.id for model in installed(cache)] == ([ID] if lost else [])
+
+
 def test_unknown_id_says_how_to_get_it(cache: Cache) -> None:
     with pytest.raises(ModelNotFound, match=r"is not on this computer\. Run `download org/model` to get it"):
         resolve_model(ID, cache)

@@ -8,6 +8,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -81,7 +82,9 @@ def test_token_for_a_mirror_is_kept_back_and_said(
     assert "hf_secret" not in err
 
 
-def test_progress_on_terminals_and_elsewhere() -> None:
+def test_progress_on_terminals_and_elsewhere(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("core.commands.models.time", SimpleNamespace(monotonic=lambda: 1000.0))
+
     class Terminal(io.StringIO):
         def isatty(self) -> bool:
             return True
