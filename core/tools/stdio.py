@@ -26,7 +26,8 @@ LONGEST_LINE = 32 << 20
 STRAY_LINES, MESSAGES_A_SECOND, BYTES_A_SECOND = 200, 1000, 4 << 20
 """Limits on non-message lines of its output, and on messages and error output bytes per second; a program that exceeds
 one is not a tool server."""
-GRACE_S = 2.0
+GRACE_S, CODE_S = 2.0, 10.0
+"""Time for a program to end by itself, and for its exit code to be known once it has closed its output."""
 Tell = Callable[[str], None]
 Lost = Callable[[HeteGenError], None]
 
@@ -150,9 +151,12 @@ class _Hearing:
         self._say(ToolFailed(sentence("{} was stopped.", self._name), why, "Look at its log."))
 
     async def _end(self) -> None:
-        await _has_ended(self._process)
-        why = sentence("Its exit code is {}.", self._process.returncode)
-        self._say(ToolFailed(sentence("{} has ended.", self._name), why, "Look at its log."))
+        await _has_ended(self._process, CODE_S)
+        if (code := self._process.returncode) is None:
+            what, why = sentence("{} was stopped.", self._name), "It has closed its output."
+        else:
+            what, why = sentence("{} has ended.", self._name), sentence("Its exit code is {}.", code)
+        self._say(ToolFailed(what, why, "Look at its log."))
 
     def _say(self, error: HeteGenError) -> None:
         if self.wanted:
@@ -187,10 +191,10 @@ async def _end(process: asyncio.subprocess.Process, tasks: Sequence[asyncio.Futu
     process._transport.close()  # type: ignore[attr-defined]  # a descendant may hold a pipe open
 
 
-async def _has_ended(process: asyncio.subprocess.Process) -> None:
-    """Wait until the program has ended, at most GRACE_S."""
+async def _has_ended(process: asyncio.subprocess.Process, longest_s: float = GRACE_S) -> None:
+    """Wait until the program has ended, or for `longest_s`."""
     with suppress(TimeoutError):
-        await asyncio.wait_for(process.wait(), GRACE_S)
+        await asyncio.wait_for(process.wait(), longest_s)
 
 
 def _family(pid: int) -> list[psutil.Process]:

@@ -100,6 +100,9 @@ if __name__ == "__main__":
             babble("nonsense\n")
         case ["swell"]:
             babble("x" * 65536)
+        case ["close"]:
+            os.close(1)
+            time.sleep(3600)
         case ["crash"]:
             print("cannot find my files", file=sys.stderr)
             sys.exit(3)

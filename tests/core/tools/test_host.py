@@ -126,6 +126,15 @@ def test_what_cannot_be_started_says_why_and_its_log_stays(stage: Stage) -> None
     assert str(crashed.error) == "crash has ended. Its exit code is 3. Look at its log."
 
 
+def test_a_program_that_closes_its_output_and_lives_on_is_stopped(
+    stage: Stage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("core.tools.stdio.CODE_S", 0.1)
+    stage.host.use([script("close")])
+    error = stage.until("test", lambda status: status.phase == "failed").error
+    assert str(error) == "test was stopped. It has closed its output. Look at its log."
+
+
 def test_a_server_that_says_nothing_does_not_block_and_can_be_switched_off(
     stage: Stage, monkeypatch: pytest.MonkeyPatch
 ) -> None:
