@@ -29,6 +29,12 @@ def entry(name: str, age_s: float = 0.0, pinned: bool = False, title: str | None
     return Entry(name, name.title() if title is None else title, pinned, moment, moment, {})
 
 
+@pytest.fixture(autouse=True)
+def noon(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is of today stays so during a test."""
+    monkeypatch.setattr(time, "time", lambda: NOON)
+
+
 @pytest.fixture
 def sidebar(qtbot: QtBot) -> Sidebar:
     made = Sidebar(Theme("light"))
