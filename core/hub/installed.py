@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -24,6 +25,8 @@ from core.weights.gguf.names import kind_of, split_names
 from core.weights.safetensors_header import read_header
 from core.weights.weight_files import INDEX, SINGLE, shard_names, weight_files
 
+LOOKS = 3
+"""How often a repository is read whose files are removed or renamed meanwhile."""
 PATH_LIKE = re.compile(r"[.~/\\]|[A-Za-z]:[/\\]")
 
 
@@ -105,12 +108,10 @@ def installed(cache: Cache) -> tuple[Installed, ...]:
 
 def _here(cache: Cache, id: str) -> tuple[Installed, ...]:
     """Return a repository's models, none if it is removed while it is read."""
-    try:
-        return revisions(cache, id)
-    except FileNotFoundError:
-        if cache.repo(id).is_dir():
-            raise
-        return ()
+    for _ in range(LOOKS):
+        with suppress(FileNotFoundError):
+            return revisions(cache, id)
+    return revisions(cache, id) if cache.repo(id).is_dir() else ()
 
 
 def revisions(cache: Cache, id: str) -> tuple[Installed, ...]:

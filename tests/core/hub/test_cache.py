@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -49,6 +49,26 @@ def test_whole_model_is_listed_and_found(here: Path, cache: Cache, files: dict[s
     assert resolve_model(ID, cache) == here
     assert resolve_model(f"{ID}@{model.revision}", cache) == here
     assert installed(cache)[0].last_used is not None
+
+
+@pytest.mark.parametrize("gone", ["removed", "written anew"])
+def test_models_are_listed_while_one_changes(
+    here: Path, cache: Cache, monkeypatch: pytest.MonkeyPatch, gone: str
+) -> None:
+    iterdir, seen = Path.iterdir, list[Path]()
+
+    def late(folder: Path) -> Iterator[Path]:
+        if folder.name == "snapshots" and not seen:
+            seen.append(folder)
+            if gone == "removed":
+                remove(cache, ID)
+            else:
+                raise FileNotFoundError  # as of a folder that was there a moment ago, and is again
+        return iterdir(folder)
+
+    monkeypatch.setattr(Path, "iterdir", late)
+    assert [model.id for model in installed(cache)] == ([] if gone == "removed" else [ID])
+    assert seen
 
 
 def test_models_of_others_are_listed_and_found(by_others: Path, cache: Cache) -> None:
