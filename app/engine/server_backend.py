@@ -8,7 +8,7 @@ from PySide6.QtCore import QObject, Qt, Signal, Slot
 
 from app.engine.worker import EngineLike, Worker
 from core.events import Event, Loaded, Stop
-from core.server.backend import Job
+from core.server.backend import Job, Work, model_id
 from core.server.engine_thread import models_on_disk
 from core.server.fair_queue import FairQueue
 
@@ -38,6 +38,13 @@ class ServerBackend(QObject):
 
     def model(self) -> Loaded | None:
         return self._model
+
+    def name(self) -> str:
+        return "" if self._model is None else model_id(self._model)
+
+    def loader(self, name: str) -> Work | None:
+        """Return None: the model in the window is the user's choice."""
+        return None
 
     def installed(self) -> list[str]:
         return models_on_disk()

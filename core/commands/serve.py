@@ -13,10 +13,14 @@ from core.errors import BadRequest
 from core.sentence import sentence
 from core.server.options import DEFAULT_PORT, LOOPBACK, ServerOptions
 
+ABOUT = "Serve a model to other programs. A request that names another installed model has that one loaded first."
+
 
 def add(subparsers: Any) -> None:
     """Add the command `serve` and its options."""
-    parser = subparsers.add_parser("serve", help="an OpenAI- and Anthropic-compatible server for other programs")
+    parser = subparsers.add_parser(
+        "serve", help="an OpenAI- and Anthropic-compatible server for other programs", description=ABOUT
+    )
     parser.add_argument(
         "model", nargs="?", metavar="MODEL", help="a folder or a Hub id; the built-in guide if left out"
     )
@@ -35,11 +39,15 @@ def add(subparsers: Any) -> None:
 def run(args: argparse.Namespace) -> dict[str, Any]:
     """Serve until Ctrl+C. Raises HeteGenError."""
     options = _options(args)
-    engine, model = load_engine(args.model, load_options(args), show_progress)
+    how = load_options(args)
+    engine, model = load_engine(args.model, how, show_progress)
+    from core.remote.engine import RemoteEngine
     from core.server.engine_thread import EngineThread
+    from core.server.served import AnyModel, OneModel
     from core.server.server import Server
 
-    backend = EngineThread(engine, model)
+    served = OneModel(model) if isinstance(engine, RemoteEngine) else AnyModel(engine, model, args.model, how)
+    backend = EngineThread(engine, served)
     try:
         server = Server(backend, options)
         try:

@@ -20,7 +20,7 @@ from core.server.errors import ApiError, error_response
 from core.server.metrics import metrics_text
 from core.server.schemas import ChatCompletion, Completion, CountTokens, MessageCreate, ResponseCreate
 from core.server.security import AccessRules, Guard
-from core.server.service import Service, client_of, model_id
+from core.server.service import Service, client_of
 
 CLIENT_LEFT = 499
 Endpoint = Callable[[Request], Awaitable[Response]]
@@ -106,8 +106,8 @@ class Routes:
         """Answer OpenAI's chat completions."""
         service = self._service
         wish = await read(request, ChatCompletion, self._limits)
-        model = model_id(service.model(wish.model))
-        exchange = service.ask(request, chat.to_request(wish))
+        model = service.model(wish.model)
+        exchange = service.ask(request, model, chat.to_request(wish))
         if wish.stream:
             return await service.stream(request, exchange, lambda events: chat.chunks(events, model, wish))
         return await service.whole(request, exchange, lambda answer: chat.whole(answer, model, wish))
@@ -116,8 +116,8 @@ class Routes:
         """Answer OpenAI's completions of plain text."""
         service = self._service
         wish = await read(request, Completion, self._limits)
-        model = model_id(service.model(wish.model, chat=False))
-        exchange = service.ask(request, completions.to_request(wish))
+        model = service.model(wish.model, chat=False)
+        exchange = service.ask(request, model, completions.to_request(wish))
         if wish.stream:
             return await service.stream(request, exchange, lambda events: completions.chunks(events, model, wish))
         return await service.whole(request, exchange, lambda answer: completions.whole(answer, model, wish))
@@ -126,8 +126,8 @@ class Routes:
         """Answer OpenAI's responses."""
         service = self._service
         wish = await read(request, ResponseCreate, self._limits)
-        model = model_id(service.model(wish.model))
-        exchange = service.ask(request, responses.to_request(wish))
+        model = service.model(wish.model)
+        exchange = service.ask(request, model, responses.to_request(wish))
         if wish.stream:
             return await service.stream(request, exchange, lambda events: responses.chunks(events, model))
         return await service.whole(request, exchange, lambda answer: responses.whole(answer, model))
@@ -136,8 +136,8 @@ class Routes:
         """Answer Anthropic's messages."""
         service = self._service
         wish = await read(request, MessageCreate, self._limits)
-        model = model_id(service.model(wish.model))
-        exchange = service.ask(request, messages.to_request(wish))
+        model = service.model(wish.model)
+        exchange = service.ask(request, model, messages.to_request(wish))
         if wish.stream:
             return await service.stream(request, exchange, lambda events: messages.chunks(events, model))
         return await service.whole(request, exchange, lambda answer: messages.whole(answer, model))
@@ -145,8 +145,8 @@ class Routes:
     async def count_tokens(self, request: Request) -> Response:
         """Count a prompt's tokens, as Anthropic's API does."""
         wish = await read(request, CountTokens, self._limits)
-        self._service.model(wish.model)
-        return JSONResponse({"input_tokens": await self._service.count(request, messages.to_count(wish))})
+        model = self._service.model(wish.model)
+        return JSONResponse({"input_tokens": await self._service.count(request, model, messages.to_count(wish))})
 
     async def embeddings(self, request: Request) -> Response:
         """Refuse: chat models give no embeddings. Raises ApiError."""
@@ -154,10 +154,10 @@ class Routes:
         raise ApiError(400, "The loaded model answers questions; it gives no embeddings.", code="no_embeddings")
 
     async def _models(self) -> list[dict[str, Any]]:
-        loaded = self._service.backend.model()
+        loaded, name = self._service.backend.model(), self._service.backend.name()
         names = await asyncio.to_thread(self._service.backend.installed)
         created = self._service.started
-        entries = [] if loaded is None else [_entry(model_id(loaded), created) | {
+        entries = [] if loaded is None else [_entry(name, created) | {
             "loaded": True, "meta": {"n_ctx": loaded.context, "n_ctx_train": loaded.spec.context_limit if loaded.spec
             else loaded.context, "n_params": loaded.parameters, "size": loaded.weight_bytes},
             "max_model_len": loaded.context, "context_length": loaded.context,

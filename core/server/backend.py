@@ -66,6 +66,15 @@ class Backend(Protocol):
         """Return the model that answers now; None if none is loaded and none can be loaded again at once."""
         ...
 
+    def name(self) -> str:
+        """Return the id of the model that answers, or is being loaded; "" = none."""
+        ...
+
+    def loader(self, name: str) -> Work | None:
+        """Return what loads the model of this id unless it is loaded, before a request for it is answered; None if
+        requests cannot choose the model."""
+        ...
+
     def installed(self) -> list[str]:
         """Return the names of complete models on this disk."""
         ...
@@ -73,3 +82,8 @@ class Backend(Protocol):
     def submit(self, job: Job) -> None:
         """Queue a job."""
         ...
+
+
+def model_id(loaded: Loaded) -> str:
+    """Return a loaded model's id for clients: a Hub id unchanged, other names without spaces."""
+    return "-".join(loaded.name.split())

@@ -7,16 +7,17 @@ from threading import Thread
 
 from core.events import Loaded
 from core.hub.installed import default_cache, installed
-from core.server.backend import EngineLike, Job
+from core.server.backend import EngineLike, Job, Work
 from core.server.fair_queue import FairQueue
+from core.server.served import OneModel
 
 
 class EngineThread:
-    """A Backend for one engine that has already loaded a model."""
+    """A Backend for one engine that has already loaded a model. `served`: which others requests may have loaded."""
 
-    def __init__(self, engine: EngineLike, model: Loaded, on_disk: Callable[[], list[str]] | None = None) -> None:
+    def __init__(self, engine: EngineLike, served: OneModel, on_disk: Callable[[], list[str]] | None = None) -> None:
         self._engine = engine
-        self._model = model
+        self._served = served
         self._on_disk = on_disk or models_on_disk
         self._queue: FairQueue[Job] = FairQueue()
         self._running: Job | None = None
@@ -24,10 +25,16 @@ class EngineThread:
         self._thread.start()
 
     def model(self) -> Loaded | None:
-        return self._model
+        return self._served.model
+
+    def name(self) -> str:
+        return self._served.name
+
+    def loader(self, name: str) -> Work | None:
+        return self._served.loader(name)
 
     def installed(self) -> list[str]:
-        return self._on_disk()
+        return [*dict.fromkeys((self._served.first, *self._on_disk()))]
 
     def submit(self, job: Job) -> None:
         self._queue.put(job)

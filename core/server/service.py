@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterator
 from typing import Any
 
 from starlette.requests import ClientDisconnect
 from starlette.requests import Request as HttpRequest
 from starlette.responses import JSONResponse, Response
 
-from core.events import Counted, Loaded, Request, Stats
+from core.events import Counted, Event, Failed, Finished, Request, Stats, Stop
 from core.server.activity import Activity, Live
-from core.server.backend import Backend, Work
+from core.server.backend import Backend, EngineLike, Work
 from core.server.errors import ApiError, error_body
 from core.server.exchange import Exchange, WholeReply, collect
 from core.server.options import ServerOptions
@@ -32,30 +32,32 @@ class Service:
         self.started = int(time.time())
         self._exchanges: set[Exchange] = set()
 
-    def model(self, wanted: str | None, *, chat: bool = True) -> Loaded:
-        """Return the loaded model. An unknown name refers to it as well; the name of another installed model is an
-        error. Raises ApiError."""
-        loaded = self.backend.model()
-        if loaded is None:
+    def model(self, wanted: str | None, *, chat: bool = True) -> str:
+        """Return the id of the model to answer with: the one that is wanted if it is installed and requests may choose,
+        the one in use for any other name. Raises ApiError."""
+        name, loaded = self.backend.name(), self.backend.model()
+        if not name:
             raise ApiError(503, "No model is loaded.", code="model_not_loaded")
-        if wanted and wanted != model_id(loaded) and wanted in self.backend.installed():
+        if wanted and wanted != name and wanted in self.backend.installed():
+            if self.backend.loader(wanted) is not None:
+                return wanted
             raise ApiError(
                 404,
-                f"{wanted} is not loaded; {model_id(loaded)} is. Load it first, or leave the model's name out.",
+                f"{wanted} is not loaded; {name} is. Load it first, or leave the model's name out.",
                 code="model_not_found",
                 param="model",
             )
-        if chat and not loaded.can_chat:
+        if chat and loaded is not None and not loaded.can_chat:
             raise ApiError(400, "This model has no chat template; use /v1/completions.", param="model")
-        return loaded
+        return name
 
-    def ask(self, http: HttpRequest, request: Request) -> Exchange:
-        """Start answering a request. Raises ApiError."""
-        return self._start(http, lambda engine, stop: engine.chat(request, stop))
+    def ask(self, http: HttpRequest, model: str, request: Request) -> Exchange:
+        """Start answering a request with a model. Raises ApiError."""
+        return self._start(http, self._with(model, lambda engine, stop: engine.chat(request, stop)))
 
-    async def count(self, http: HttpRequest, request: Request) -> int:
-        """Return the number of tokens of a request's prompt. Raises ApiError."""
-        exchange = self._start(http, lambda engine, stop: engine.count(request))
+    async def count(self, http: HttpRequest, model: str, request: Request) -> int:
+        """Return the number of tokens of a request's prompt for a model. Raises ApiError."""
+        exchange = self._start(http, self._with(model, lambda engine, stop: engine.count(request)))
         try:
             async for event in exchange:
                 if isinstance(event, Counted):
@@ -63,6 +65,21 @@ class Service:
         finally:
             exchange.stop()
         raise ApiError(503, "The server was stopped.")
+
+    def _with(self, model: str, work: Work) -> Work:
+        """Return the work preceded by loading its model, of which only a failure or a stop is told."""
+        load = self.backend.loader(model)
+        if load is None:
+            return work
+
+        def loaded(engine: EngineLike, stop: Stop) -> Iterator[Event]:
+            for event in load(engine, stop):
+                if isinstance(event, Failed | Finished):
+                    yield event
+                    return
+            yield from work(engine, stop)
+
+        return loaded
 
     async def whole(self, http: HttpRequest, exchange: Exchange, shape: Callable[[WholeReply], Any]) -> Response:
         """Return the answer as one JSON object. Raises ApiError, ClientDisconnect."""
@@ -118,11 +135,6 @@ def client_of(http: HttpRequest) -> str:
     program = http.headers.get("user-agent", "").partition(" ")[0]
     shown = "".join(character for character in program[:60] if character.isprintable())
     return f"{address} {shown}".strip()
-
-
-def model_id(loaded: Loaded) -> str:
-    """Return a loaded model's id for clients: a Hub id unchanged, other names without spaces."""
-    return "-".join(loaded.name.split())
 
 
 def timings(stats: Stats) -> dict[str, Any]:

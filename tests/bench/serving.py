@@ -25,6 +25,7 @@ from core.engine import Engine
 from core.events import Loaded, LoadOptions, Message, Request, Sampling, Stats
 from core.server.engine_thread import EngineThread
 from core.server.options import Limits, ServerOptions
+from core.server.served import OneModel
 from core.server.server import Server
 from tests.bench.crowd import CHAT, CLIENTS, QUESTION, post
 
@@ -163,7 +164,7 @@ def main() -> None:
     asked = parser.parse_args()
     engine = Engine()
     model = next(event for event in engine.load(asked.model, LoadOptions(context=1024)) if isinstance(event, Loaded))
-    backend = EngineThread(engine, model, list)
+    backend = EngineThread(engine, OneModel(model), list)
     server = Server(backend, ServerOptions(port=0, limits=Limits(body=256 << 10)))
     parts: list[tuple[str, Callable[[], str], bool]] = [
         ("speed", lambda: speeds(engine, server), not asked.no_speeds),

@@ -15,6 +15,7 @@ from core.server.activity import Activity
 from core.server.backend import EngineLike, Job
 from core.server.engine_thread import EngineThread
 from core.server.options import Limits, ServerOptions
+from core.server.served import OneModel
 from core.server.server import Server
 from tests.core.server.smollm2 import package_folder, write_smollm2
 
@@ -38,7 +39,7 @@ def smollm2(tmp_path_factory: pytest.TempPathFactory) -> Iterator[EngineThread]:
 def _backend(source: Path | None) -> Iterator[EngineThread]:
     engine = Engine()
     model = next(event for event in engine.load(source, LoadOptions(context=1024)) if isinstance(event, Loaded))
-    backend = EngineThread(engine, model, lambda: ["someone/another-model"])
+    backend = EngineThread(engine, OneModel(model), lambda: ["someone/another-model"])
     yield backend
     backend.close()
     engine.close()
