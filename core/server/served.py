@@ -4,13 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Protocol
 
 from core.events import Event, Failed, Finished, Loaded, LoadOptions, Stop, Unloaded
 from core.server.backend import Work, model_id
 
-if TYPE_CHECKING:
-    from core.engine import Engine
+
+class Loader(Protocol):
+    """The part of `core.engine.Engine` that loads models."""
+
+    def load(self, source: str | Path | None, options: LoadOptions, stop: Stop) -> Iterator[Event]:
+        """Load a model in place of the one in use, as events."""
 
 
 class OneModel:
@@ -32,7 +36,7 @@ class AnyModel(OneModel):
     which the next request that names no other has loaded again.
     """
 
-    def __init__(self, engine: Engine, first: Loaded, source: str | Path | None, options: LoadOptions) -> None:
+    def __init__(self, engine: Loader, first: Loaded, source: str | Path | None, options: LoadOptions) -> None:
         """`source` and `options`: with which the first model was loaded; others are loaded with the same options."""
         super().__init__(first)
         self._engine = engine
