@@ -118,6 +118,7 @@ def run(args: argparse.Namespace) -> int:
 
     from app.application import Application, StartOptions
     from app.system.file_open import FileOpen
+    from app.system.interrupts import Interrupts
     from app.system.single_instance import SingleInstance
 
     qt = make_qt()
@@ -135,6 +136,7 @@ def run(args: argparse.Namespace) -> int:
     opened = FileOpen()
     opened.asked.connect(application.load)
     qt.installEventFilter(opened)
+    Interrupts(qt).asked.connect(application.window.close)
     application.window.fit_screen()
     application.window.show()
     code = qt.exec()
