@@ -13,7 +13,6 @@ import random
 import struct
 import sys
 import threading
-import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -350,7 +349,7 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _send(self, path: str, data: memoryview, start: int) -> None:
         sent = 0
-        chunk = CHUNK if self.double.rate else 1 << 20
+        chunk = min(CHUNK, round(self.double.rate / 4)) if self.double.rate else 1 << 20
         with self.double.lock:
             spans = self.double.sent.setdefault(path, [])
             spans.append((start, start))
@@ -365,7 +364,7 @@ class _Handler(BaseHTTPRequestHandler):
                 raise
             sent += len(part)
             if self.double.rate:
-                time.sleep(chunk / self.double.rate)
+                self.double.over.wait(chunk / self.double.rate)
 
     def _entry(self, repo: Repo) -> dict[str, Any]:
         return {

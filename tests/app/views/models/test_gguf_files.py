@@ -134,7 +134,7 @@ def test_what_is_begun_is_chosen_again(
     first = make()
     look_at(first, qtbot, "heron")
     pick(first, "F32")
-    hub.rate = 1e5
+    hub.rate = 2e4  # not done before the window knows of its beginning
     first.dialog.details.buttons["download"].click()
     qtbot.waitUntil(lambda: phase_of(first, LARGE) == "running" and bool(installed(first.cache)))
     first.downloads.close()

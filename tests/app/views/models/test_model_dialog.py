@@ -32,6 +32,9 @@ from tests.app.find import find
 from tests.core.hub.fake_hub import Double, Fault
 
 ID = "heron/heron-7b-instruct"
+SLOW = 2e4
+"""Bytes per second and file: a download takes half a minute, and is not done before the window knows of its beginning,
+also on a busy machine."""
 GATED = "heron/gated-8b"
 
 
@@ -193,7 +196,7 @@ def test_other_wishes_are_judged_at_once(stage: DialogStage, qtbot: QtBot) -> No
 
 def test_download_pause_resume_use(stage: DialogStage, qtbot: QtBot, hub: Double) -> None:
     look_at(stage, qtbot, ID)
-    hub.rate = 1e5
+    hub.rate = SLOW
     stage.dialog.details.buttons["download"].click()
     assert buttons_of(stage) == ["pause", "cancel"]
     row = lambda: stage.dialog.rows.row(stage.dialog.rows.index_of(ID))  # noqa: E731
@@ -223,7 +226,7 @@ def test_download_goes_on_after_a_restart(make: Callable[..., DialogStage], qtbo
     first = make(hub)
     first.dialog.show()
     look_at(first, qtbot, ID)
-    hub.rate = 1e5
+    hub.rate = SLOW
     first.dialog.details.buttons["download"].click()
     qtbot.waitUntil(
         lambda: bool((state := first.downloads.transfer(ID)) and state.progress and state.progress.fetched > 60_000),
@@ -243,7 +246,7 @@ def test_download_goes_on_after_a_restart(make: Callable[..., DialogStage], qtbo
 
 def test_pause_sign_in_the_row(stage: DialogStage, qtbot: QtBot, hub: Double) -> None:
     look_at(stage, qtbot, ID)
-    hub.rate = 1e5
+    hub.rate = SLOW
     stage.dialog.details.buttons["download"].click()
     index, box = stage.dialog.rows.index_of(ID), stage.dialog.list.visualRect(stage.dialog.rows.index_of(ID))
     option = QStyleOptionViewItem()
@@ -270,7 +273,7 @@ def test_keyboard_alone(stage: DialogStage, qtbot: QtBot, hub: Double) -> None:
     assert dialog.isVisible(), "Return searches; it does not close the dialog"
     dialog.activateWindow()
     QTest.keyClick(dialog.search, Qt.Key.Key_Down)
-    hub.rate = 1e5
+    hub.rate = SLOW
     QTest.keyClick(dialog.list, Qt.Key.Key_Return)
     qtbot.waitUntil(lambda: phase_of(stage, ID) in ("queued", "running"))
     QTest.keyClick(dialog.list, Qt.Key.Key_Space)
@@ -409,7 +412,7 @@ def test_check_and_repair(stage: DialogStage, qtbot: QtBot, hub: Double) -> None
 
 def test_the_keyboard_stays_at_the_buttons(stage: DialogStage, qtbot: QtBot, hub: Double) -> None:
     look_at(stage, qtbot, ID)
-    hub.rate = 1e5
+    hub.rate = SLOW
     buttons = stage.dialog.details.buttons
     for pressed, follows in (("download", "pause"), ("pause", "resume"), ("resume", "pause")):
         buttons[pressed].setFocus()
@@ -456,7 +459,7 @@ def test_delete_says_what_is_freed(stage: DialogStage, qtbot: QtBot) -> None:
 
 def test_cancel_gives_a_download_up(stage: DialogStage, qtbot: QtBot, hub: Double) -> None:
     look_at(stage, qtbot, ID)
-    hub.rate = 1e5
+    hub.rate = SLOW
     stage.dialog.details.buttons["download"].click()
     qtbot.waitUntil(lambda: stage.cache.partials(ID) != {})
     row = stage.dialog.current()
