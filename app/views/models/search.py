@@ -30,6 +30,8 @@ class ModelSearch(QObject):
         self._results: list[ModelInfo] = []
         self._following = ""
         """Address of the next page of results; "" after the last one."""
+        self._searches = False
+        """Whether results are shown, or awaited; those of an earlier search may arrive after its words have gone."""
         self._delay = QTimer(self, singleShot=True, interval=SEARCH_MS)
         self._delay.timeout.connect(self._on_search)
         dialog.search.textChanged.connect(self._on_typed)
@@ -62,11 +64,12 @@ class ModelSearch(QObject):
             self.named.emit(exact)
         elif self._words:
             # The list stays as it is until results arrive.
+            self._searches = True
             self._dialog.say(tr("Searching…"))
             self._catalog.search(self._words, self._dialog.sort.currentData())
 
     def _begin(self) -> None:
-        self._results, self._following = [], ""
+        self._results, self._following, self._searches = [], "", False
         self._dialog.say("")
         self._dialog.more.hide()
 
@@ -78,7 +81,7 @@ class ModelSearch(QObject):
 
     @Slot(object, bool)
     def _on_found(self, page: Page, is_more: bool) -> None:
-        if not self._words:
+        if not self._searches:
             return
         self._results = [*(self._results if is_more else ()), *page.models]
         self._following = page.following
@@ -89,7 +92,7 @@ class ModelSearch(QObject):
 
     @Slot(str, object)
     def _on_failed(self, topic: str, error: HeteGenError) -> None:
-        if topic == "search":
+        if topic == "search" and self._searches:
             self._dialog.say(said_error(error), can_retry=True)
 
 

@@ -378,6 +378,22 @@ def test_search_that_fails_can_be_tried_again(stage: DialogStage, qtbot: QtBot, 
     assert not stage.dialog.again.isVisibleTo(stage.dialog)
 
 
+@pytest.mark.parametrize("faults", [[], [Fault("api/models?", "status", code=400, times=9)]], ids=["found", "failed"])
+def test_results_that_come_after_a_model_was_named_do_not_replace_it(
+    stage: DialogStage, qtbot: QtBot, hub: Double, faults: list[Fault]
+) -> None:
+    hub.faults = faults
+    outcome = stage.catalog.failed if faults else stage.catalog.found
+    with qtbot.waitSignal(outcome):  # no event is processed before
+        stage.dialog.search.setText("heron")
+        QTest.keyClick(stage.dialog.search, Qt.Key.Key_Return)
+        stage.dialog.search.setText("somebody/else")
+        QTest.keyClick(stage.dialog.search, Qt.Key.Key_Return)
+    assert ids(stage) == ["somebody/else"]
+    assert stage.dialog.details.shown == "somebody/else"
+    assert not stage.dialog.again.isVisibleTo(stage.dialog)
+
+
 def test_nothing_found_is_said(stage: DialogStage, qtbot: QtBot) -> None:
     stage.dialog.search.setText("no such thing")
     qtbot.waitUntil(lambda: "Nothing was found" in stage.dialog.note.text())
