@@ -21,7 +21,7 @@ class _Mixture(ctypes.Structure):
 
     _fields_ = (
         *addresses("router", "experts"),
-        *numbers("scored", "choices", "hidden", "inner", "activation"),
+        *numbers("scored", "choices", "hidden", "scaled", "inner", "activation"),
         *weights(gate_up=2, down=1),
         *addresses("door"),
         ("norms", NormFields * 4),
@@ -52,13 +52,16 @@ class NativeMixture:
 
     def __init__(
         self, router: NativeRouter, experts: NativeExperts, shared: SharedExpert | None = None,
-        norms: Sequence[NormParts | None] = (None,) * 4,
+        norms: Sequence[NormParts | None] = (None,) * 4, *, scaled: bool = False,
     ) -> None:  # fmt: skip
-        """`norms`: before and after the routed experts, before and after the shared expert."""
+        """`norms`: before and after the routed experts, before and after the shared expert. `scaled`: each row has one
+        expert, and is multiplied by its share before instead of afterwards."""
         self.library, self.dtype = experts.library, experts.dtype
         door = None if shared is None or shared.door is None else Parts([(shared.door, 0, 1)])
         self._held = router, experts, shared, door, norms  # keeps alive what the fields point to
-        self._fields = _Mixture(router.address, experts.address, router.experts, router.routing.choices, experts.hidden)
+        self._fields = _Mixture(
+            router.address, experts.address, router.experts, router.routing.choices, experts.hidden, scaled
+        )
         if shared is not None:
             inner, hidden = shared.gate.shape[0], experts.hidden
             self._fields.inner, self._fields.activation = inner, ACTIVATIONS[shared.activation]

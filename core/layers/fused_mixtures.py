@@ -1,13 +1,14 @@
 """Mixture-of-experts blocks as one call of our library for few rows; each kind is verified against its own forward.
 
 Such a block has a router and experts that our library computes. It may have a shared expert for every row, and a
-single-row linear whose sigmoid gates the shared expert. How a block combines them is found by trying.
+single-row linear whose sigmoid gates the shared expert. How a block combines them is found by trying; also whether an
+expert's share multiplies what it reads (Llama 4) instead of its result.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from itertools import chain
 from typing import Any
 
@@ -27,7 +28,7 @@ from core.layers.trials import MISFITS, function_key, is_like, random_rows, roun
 from core.offload.hetero_linear import HostLinear
 from core.offload.host_weight import common_library
 
-GATED = ("gate_proj", "up_proj", "down_proj")
+GATED, FUNCTIONS = ("gate_proj", "up_proj", "down_proj"), ("act_fn", "activation_fn")
 TRIED_ROWS, TRIED_SIZES = (1, 3), (0.3, 1.0, 3.0)
 NEAR = {torch.float32: 1e-4, torch.bfloat16: 0.02}
 """Largest error relative to a row's largest element, by type."""
@@ -67,15 +68,26 @@ class Block:
         return experts.library.alike((one.host.weight.storage for one in self.linears[:2]), rows)
 
 
+@dataclass(frozen=True)
+class Make:
+    """The parameters with which ours computes what a kind of block does.
+
+    `pair`: its own forward also returns router scores, which no layer reads. `scaled`: as in `NativeMixture`.
+    """
+
+    activation: str
+    scaled: bool = False
+    pair: bool = False
+
+
 class FusedMixture:
     """The forward of one block: ours for few rows, otherwise its own."""
 
-    def __init__(self, own: Any, block: Block, activation: str, *, pair: bool) -> None:
-        """`pair`: its own forward also returns router scores, which no layer reads."""
+    def __init__(self, own: Any, block: Block, make: Make) -> None:
         self.own = own
         self._block = block
-        self._pair = pair
-        self._shared = block.shared(activation)
+        self._make = make
+        self._shared = block.shared(make.activation)
         self._made: dict[NativeExperts, NativeMixture] = {}
         self._by_rows = [self._native(rows) for rows in range(1, MOST_FEW + 1)]
 
@@ -86,7 +98,7 @@ class FusedMixture:
         if native is None or x.dtype is not native.dtype or x.device.type != "cpu" or not x.is_contiguous():
             return self.own(hidden_states, *args, **kwargs)
         y = native(x).view(hidden_states.shape)
-        return (y, None) if self._pair else y
+        return (y, None) if self._make.pair else y
 
     def native(self, rows: int) -> NativeMixture | None:
         """Return the native call for so many rows; None if there is none."""
@@ -95,16 +107,10 @@ class FusedMixture:
     def _native(self, rows: int) -> NativeMixture | None:
         experts = self._block.takes(rows)
         if experts is not None and experts not in self._made:
-            self._made[experts] = NativeMixture(self._block.router, experts, self._shared, self._block.norms)
+            self._made[experts] = NativeMixture(
+                self._block.router, experts, self._shared, self._block.norms, scaled=self._make.scaled
+            )
         return None if experts is None else self._made[experts]
-
-
-@dataclass(frozen=True)
-class Make:
-    """The parameters with which ours computes what a kind of block does."""
-
-    activation: str
-    pair: bool = False
 
 
 def adopt(root: Any) -> None:
@@ -120,9 +126,7 @@ def adopt(root: Any) -> None:
         if kind not in found:
             found[kind] = _make(own, block, root.dtype)
         if (make := found[kind]) is not None:
-            vars(module)[experts_beside.TOGETHER if beside else "forward"] = FusedMixture(
-                own, block, make.activation, pair=make.pair
-            )
+            vars(module)[experts_beside.TOGETHER if beside else "forward"] = FusedMixture(own, block, make)
 
 
 def release(root: nn.Module) -> None:
@@ -160,7 +164,7 @@ def _block(module: nn.Module) -> Block | None:
 def _gated(module: nn.Module) -> tuple[Any, ...]:
     """Return the linears of a gated MLP on the CPU; () if it is none."""
     linears = tuple(module._modules.get(name) for name in GATED)
-    others = module._modules.keys() - {*GATED, "act_fn"}
+    others = module._modules.keys() - {*GATED, *FUNCTIONS}
     return linears if not others and all(isinstance(one, HostLinear) for one in linears) else ()
 
 
@@ -181,11 +185,18 @@ def _make(own: Callable[[Tensor], Any], block: Block, dtype: torch.dtype) -> Mak
         return None
     pair = any(isinstance(one, tuple) for one in made)
     expected = [one[0] if isinstance(one, tuple) else one for one in made]
-    for activation in ACTIVATIONS if block.linears else ("silu",):
-        fused = FusedMixture(own, block, activation, pair=False)
+    for make in _candidates(block):
+        fused = FusedMixture(own, block, make)
         if given and all(map(_agree, map(fused, given), expected)):
-            return Make(activation, pair)
+            return replace(make, pair=pair)
     return None
+
+
+def _candidates(block: Block) -> Iterator[Make]:
+    single = block.router.routing.choices == 1
+    for scaled in (False, True) if single else (False,):
+        for activation in ACTIVATIONS if block.linears else ("silu",):
+            yield Make(activation, scaled)
 
 
 def _inputs(block: Block, rows: int, dtype: torch.dtype) -> Tensor:

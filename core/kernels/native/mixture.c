@@ -9,6 +9,7 @@ struct Mixture {
     const Router *router;
     const Experts *experts;
     int64_t scored, choices, hidden; /* experts that the router scores, and how many a row goes through */
+    int64_t scaled; /* rows go through one expert each, and are multiplied by its share before instead of afterwards */
     int64_t inner, activation;       /* of the shared expert; inner 0 = none */
     int64_t gate_up[2 * PART_FIELDS], down[PART_FIELDS];
     const int64_t *door; /* a single row: the sigmoid of its product scales the shared expert's result; NULL = none */
@@ -19,6 +20,7 @@ typedef struct {
     void (*add)(const void *a, const void *b, float factor, void *to, int64_t count, int type);
     void (*gate)(const void *gate, const void *up, void *to, int64_t count, int64_t activation, int type);
     void (*open)(const void *door, void *x, int64_t rows, int64_t columns, int type);
+    void (*scale)(const void *x, float *shares, void *to, int64_t rows, int64_t columns, int type);
 } Loops;
 
 /* Scale each row of x [rows][columns] in place with the sigmoid of its element of door. */
@@ -30,13 +32,27 @@ INLINE void open_all(const void *door, void *x, int64_t rows, int64_t columns, c
     }
 }
 
+/* to[i] = x[i] times the share of row i, which becomes 1; rows [rows][columns]. */
+INLINE void scale_all(const void *x, float *shares, void *to, int64_t rows, int64_t columns, const int type) {
+    for (int64_t row = 0; row < rows; row++) {
+        float share = shares[row];
+        SIMD
+        for (int64_t i = row * columns; i < (row + 1) * columns; i++) store(to, i, share * widened(x, i, type), type);
+        shares[row] = 1;
+    }
+}
+
 #define LOOPS(name, isa)                                                                                        \
     GATED_LOOPS(name, isa)                                                                                      \
     isa static void name##_open(const void *door, void *x, int64_t rows, int64_t columns, int type) {           \
         if (type == TYPE_F32) open_all(door, x, rows, columns, TYPE_F32);                                       \
         else open_all(door, x, rows, columns, TYPE_BF16);                                                       \
     }                                                                                                           \
-    static const Loops name = {name##_add, name##_gate, name##_open};
+    isa static void name##_scale(const void *x, float *shares, void *to, int64_t rows, int64_t columns, int type) { \
+        if (type == TYPE_F32) scale_all(x, shares, to, rows, columns, TYPE_F32);                                \
+        else scale_all(x, shares, to, rows, columns, TYPE_BF16);                                                \
+    }                                                                                                           \
+    static const Loops name = {name##_add, name##_gate, name##_open, name##_scale};
 #include "loops.h"
 
 static int64_t prepared_bytes(const Run *r, const Mixture *x) {
@@ -79,10 +95,14 @@ static void add_shared(const Run *r, const Mixture *x, const void *rows, void *o
 }
 
 /* out = the weighted sum of the routed experts. */
-static void add_chosen(const Run *r, const Mixture *x, const void *rows, const int64_t *chosen, const float *shares,
+static void add_chosen(const Run *r, const Mixture *x, const void *rows, const int64_t *chosen, float *shares,
                        void *out, uint8_t *at) {
     void *spare = taken(&at, size_of(r, x->hidden));
     rows = normed(r, &x->before_chosen, rows, x->hidden, spare);
+    if (x->scaled) {
+        loops_of(r->isa)->scale(rows, shares, spare, r->m, x->hidden, r->type);
+        rows = spare;
+    }
     hetegen_experts(r->isa, x->experts, rows, r->type, r->m, x->choices, chosen, shares, out, at, r->threads);
     normed(r, &x->after_chosen, out, x->hidden, out);
 }

@@ -73,9 +73,12 @@ static void keep_groups(const Router *r, float *x) {
 static void choose(const Router *r, float *scores, int64_t *chosen, float *shares) {
     float wanted[MOST_EXPERTS], sum = 0;
     if (r->kind == SOFTMAX_OF_ALL) softmax(scores, r->experts);
+    /* The sigmoid of many large scores is 1, but they differ. */
+    int by_score = r->kind == SIGMOID_OF_EACH && !r->correction && r->kept_groups == r->groups;
     for (int64_t i = 0; i < r->experts; i++) {
-        if (r->kind == SIGMOID_OF_EACH) scores[i] = 1.0f / (1.0f + expf(-scores[i]));
-        wanted[i] = r->correction ? scores[i] + r->correction[i] : scores[i];
+        float score = scores[i];
+        if (r->kind == SIGMOID_OF_EACH) scores[i] = 1.0f / (1.0f + expf(-score));
+        wanted[i] = by_score ? score : r->correction ? scores[i] + r->correction[i] : scores[i];
     }
     if (r->kept_groups < r->groups) keep_groups(r, wanted);
     for (int64_t k = 0; k < r->choices; k++) {

@@ -31,7 +31,7 @@ from tests.core.greedy import GreedyPath, random_prompt
 pytestmark = pytest.mark.skipif(not instruction_sets(), reason="the package was built without a compiler")
 CORRECTED = ("lfm2_moe", "minimax_m2")
 """Families whose routers are passed their correction, which is zero in new models."""
-FAMILIES = ("mixtral", "qwen3_moe", "qwen3_next", "gpt_oss", "deepseek_v3", *EXPERT_FAMILIES, *CORRECTED)
+FAMILIES = ("mixtral", "qwen3_moe", "qwen3_next", "gpt_oss", "deepseek_v3", "llama4_text", *EXPERT_FAMILIES, *CORRECTED)
 TOKENS = 48
 EXACT = {bucket(rows): "widened-fp32" for rows in (MOST_FEW + 1, 1000)}
 """The kernels for many rows, which do not round inputs to the weight's type."""
