@@ -370,6 +370,8 @@ def one_by_one(runs: Sequence[LayerRun]) -> Iterator[None]:
 
 def unscaled_positions(attention: Any) -> int | None:
     """Return the number of first positions whose queries are not scaled, which ours never does; None = all."""
+    if (first := getattr(attention, "first_scaled", None)) is not None:
+        return int(first)
     said: Any = getattr(getattr(attention, "config", None), "rope_parameters", None) or {}
     scales = SCALING in said and POSITIONS in inspect.signature(attention.forward).parameters
     return int(said[UNSCALED]) if scales else None

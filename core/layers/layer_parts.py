@@ -53,8 +53,10 @@ def are_usual(layer: nn.Module) -> bool:
         return False
     if not are_attention({*named(children["self_attn"])}) or not (is_gated(layer) or _has_experts(layer)):
         return False
-    norms = (norm for norm in (*norms_of(layer), _side_norm(layer)) if norm is not None)
-    return all(isinstance(norm, NativeRMSNorm) for norm in norms)
+    norms = norms_of(layer)
+    gainless = [norm for norm in norms[-len(HEAD_NORMS) :] if norm is not None and not list(norm.parameters())]
+    others = (norm for norm in (*norms, _side_norm(layer)) if norm is not None and norm not in gainless)
+    return all(isinstance(norm, NativeRMSNorm) for norm in others)
 
 
 def children_of(layer: nn.Module) -> dict[str, nn.Module]:
@@ -112,14 +114,13 @@ def multiplied(layer: Any) -> list[Projection]:
 def parts_of(layer: Any, make: Make) -> LayerParts:
     """Return our library's parameters for a layer with known parts."""
     projections, attention, sided = projections_of(layer), layer.self_attn, of_side(layer)
-    value_norm = getattr(attention, VALUE_NORM, None)
-    gainless = None if value_norm is None else without_gain(value_norm, attention.head_dim, dtype_of(layer))
+    norms = [*norms_of(layer), getattr(attention, VALUE_NORM, None), _side_norm(layer)]
     return LayerParts(
         layer.self_attn.head_dim,
         make.activation,
         [one.weight for one in projections],
         [one.bias for one in projections[:4]],
-        [*map(_norm_parts, norms_of(layer)), gainless, _norm_parts(_side_norm(layer))],
+        [_norm_parts(norm, attention.head_dim, dtype_of(layer)) for norm in norms],
         make.residual,
         make.turning,
         float(getattr(layer, FACTOR)) if make.scaled else 1.0,
@@ -130,12 +131,14 @@ def parts_of(layer: Any, make: Make) -> LayerParts:
     )
 
 
-def _norm_parts(norm: Any) -> NormParts | None:
-    parts: NormParts | None = None if norm is None else norm.parts
-    return parts
+def _norm_parts(norm: Any, columns: int, dtype: torch.dtype) -> NormParts | None:
+    """Return the parts of an optional norm; those without weights are of heads, of so many columns."""
+    if norm is None or isinstance(norm, NativeRMSNorm):
+        return None if norm is None else norm.parts
+    return without_gain(norm, columns, dtype)
 
 
 def dtype_of(layer: nn.Module) -> torch.dtype:
     """Return the type of the layer's rows."""
-    dtype: torch.dtype = next(norm.dtype for norm in norms_of(layer) if norm is not None)
+    dtype: torch.dtype = next(norm.dtype for norm in norms_of(layer) if isinstance(norm, NativeRMSNorm))
     return dtype

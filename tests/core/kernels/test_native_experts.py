@@ -166,6 +166,35 @@ def test_a_router_chooses_as_torch_does(isa: str, routing: Routing, stored: torc
     torch.testing.assert_close(shares, wanted.bfloat16().float() if routing.rounded_shares else wanted)
 
 
+def test_scores_whose_sigmoids_are_1_are_told_apart() -> None:
+    weight = torch.ones(4, HIDDEN) * torch.tensor([[3.0], [1.0], [4.0], [2.0]])
+    kept = QuantizedWeight("fp32", (4, HIDDEN), weight)
+    routing = Routing("sigmoid_of_each", 2, normed=False, rounded_scores=False, rounded_shares=False)
+    _, shares, chosen = NativeRouter(open_library(instruction_sets()[0]), routing, RouterParts(kept))(
+        torch.full((1, HIDDEN), 30.0)
+    )
+    assert chosen.tolist() == [[2, 0]]
+    assert shares.tolist() == [[1, 1]]
+
+
+@pytest.mark.parametrize("isa", instruction_sets())
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("rows", [1, 3, 8])
+def test_what_an_expert_reads_may_be_multiplied_instead_of_its_result(isa: str, dtype: torch.dtype, rows: int) -> None:
+    torch.manual_seed(rows)
+    library, made = open_library(isa), parts(SILU, "bf16", dtype, biased=False)
+    vectors = torch.randn(EXPERTS, HIDDEN).bfloat16()
+    routing = Routing("sigmoid_of_each", 1, normed=False, rounded_scores=False, rounded_shares=False)
+    router = NativeRouter(library, routing, RouterParts(QuantizedWeight("bf16", (EXPERTS, HIDDEN), vectors)))
+    x = (torch.randn(rows, HIDDEN) / 8).to(dtype)
+    shares, chosen = routed(routing, x.float() @ vectors.float().t(), torch.zeros(EXPERTS))
+    wanted = expected(made, (x.float() * shares).to(dtype), chosen, torch.ones_like(shares))
+    before = x.clone()
+    found = NativeMixture(router, NativeExperts(library, made, dtype), scaled=True)(x)
+    assert (found.float() - wanted).norm() <= (0.02 if dtype is torch.bfloat16 else 1e-5) * wanted.norm()
+    assert torch.equal(x, before)
+
+
 @pytest.mark.parametrize("isa", instruction_sets())
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("opened", [False, True])

@@ -34,7 +34,7 @@ from tests.core.offload.test_hetero_linear import plan_of
 from tests.core.second_device import cannot_build
 
 pytestmark = pytest.mark.skipif(not instruction_sets(), reason="the package was built without a compiler")
-FAMILIES = ("mixtral", "qwen3_moe", "gpt_oss", "qwen2_moe", "deepseek_v3", "granitemoe")
+FAMILIES = ("mixtral", "qwen3_moe", "gpt_oss", "qwen2_moe", "deepseek_v3", "granitemoe", "llama4_text")
 TOKENS = 32
 CHUNK = 4
 """Prompt tokens per pass: with more rows, torch would multiply experts, and in bf16."""

@@ -36,7 +36,7 @@ from tests.core.tiny_tokenizer import write_tokenizer
 pytestmark = pytest.mark.skipif(not instruction_sets(), reason="the package was built without a compiler")
 FUSED = ("llama", "mistral", "qwen2", "qwen3", "gemma3_text", "olmo2", "mixtral", "qwen3_moe", "gpt_oss")
 FUSED += ("granite", "granitemoe", "qwen2_moe", "glm4_moe", "phi3", "smollm3", "exaone4")
-FUSED += ("glm", "glm4", "ernie4_5", "hunyuan_v1_dense", "ministral3", "gemma2")
+FUSED += ("glm", "glm4", "ernie4_5", "hunyuan_v1_dense", "ministral3", "gemma2", "llama4_text")
 PARTLY = {"lfm2": [False, True, False], "lfm2_moe": [False, True, False], "lfm3": [False, True, False]}
 PARTLY |= {family: [False, False, False, True] for family in ("qwen3_next", "qwen3_5_text", "qwen3_5_moe_text")}
 """Families with layers of several kinds, and which of them are fused."""
@@ -97,6 +97,7 @@ def test_the_same_logits_as_with_the_layers_own_forward(
         ("hunyuan_v1_dense", Turning(first=True)),
         ("qwen3_5_text", Turning()),
         ("lfm3", Turning(exact=True)),
+        ("llama4_text", Turning(neighbours=True, exact=True, first=True)),
     ],
 )
 def test_every_instruction_set_computes_a_layer_of_odd_sizes(
@@ -104,6 +105,8 @@ def test_every_instruction_set_computes_a_layer_of_odd_sizes(
 ) -> None:
     sizes = {"hidden_size": 84, "intermediate_size": 101, "head_dim": 14, "num_attention_heads": 6}
     whole = {"rope_type": "default", "rope_theta": 1e4, "partial_rotary_factor": 1.0}
+    if family == "llama4_text":  # its last layer is then a dense one
+        sizes |= {"intermediate_size_mlp": 101, "interleave_moe_layer_step": 2}
     path = load(family, tmp_path, "int8", dtype, **sizes, rope_parameters={"full_attention": whole} | whole)
     layer: Any = next(one for one in reversed(layers_of(path)) if hasattr(one, "self_attn"))
     fused_layers.release([layer])
@@ -115,7 +118,8 @@ def test_every_instruction_set_computes_a_layer_of_odd_sizes(
     query, key, value = native.begin(x, cos, sin)
     found = native.end(x, AttentionCall(query, key, value, mask, None, 14**-0.5, 0.0))
     with torch.inference_mode():
-        expected = layer(x, attention_mask=mask, position_embeddings=(cos, sin))
+        given = (cos[..., :7], sin[..., :7]) if family == "llama4_text" else (cos, sin)
+        expected = layer(x, attention_mask=mask, position_embeddings=given)
     # Both read inputs quantised to 8 bits, which may fall on either side of a rounding step.
     # LFM3's norms behind its parts enlarge such a step.
     assert (found - expected).abs().max() <= (0.02 if family == "lfm3" else 0.01) * (expected - x).abs().max()

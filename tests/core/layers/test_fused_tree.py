@@ -22,6 +22,7 @@ from tests.core.greedy import OPTIONS, GreedyPath
 pytestmark = pytest.mark.skipif(not instruction_sets(), reason="the package was built without a compiler")
 KINDS = {
     "qwen3_5_moe_text": {"FusedBlock", "FusedForward", "FusedRecurrent", "FusedMixture", "FusedRouter"},
+    "llama4_text": {"FusedForward", "FusedMixture", "FusedRouter"},
     "gemma4_text": {"FusedForward", "FusedMixture", "FusedRouter"},
     "deepseek_v2": {"FusedLatent", "FusedMixture", "FusedRouter", "Expansion"},
 }

@@ -19,7 +19,7 @@ from tests.core.tiny_tokenizer import write_tokenizer
 pytestmark = pytest.mark.skipif(not instruction_sets(), reason="the package was built without a compiler")
 
 
-@pytest.mark.parametrize("family", ["llama", "gemma3_text", "phi3", "glm4", "ministral3"])
+@pytest.mark.parametrize("family", ["llama", "gemma3_text", "phi3", "glm4", "ministral3", "llama4_text"])
 def test_they_say_what_they_would_on_the_card(
     second: SecondDevice, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, family: str
 ) -> None:

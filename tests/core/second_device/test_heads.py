@@ -22,7 +22,7 @@ from tests.core.offload.test_hetero_linear import TOKENS, Bench, halved, rearran
 from tests.core.second_device import SecondCard, SecondDevice, put_in
 from tests.core.tiny_tokenizer import chat_model
 
-FAMILIES = ["llama", "mistral", "qwen2", "qwen3", "gemma3_text", "granite", "mixtral", "smollm3"]
+FAMILIES = ["llama", "mistral", "qwen2", "qwen3", "gemma3_text", "granite", "mixtral", "smollm3", "llama4_text"]
 REFUSED = ["phi3", "olmo2", "opt", "gpt2", "falcon", "qwen3_next", "gpt_oss", "deepseek_v3", "cohere"]
 """Fused or normalised projections, no statement of transformers, recurrent states, sinks, compressed states, norms with
 weights for each head."""
