@@ -79,12 +79,13 @@ class RealAttention(nn.Module):
         """Multiply queries (1, M, heads, D), the first of which is at position `start`."""
         positions = torch.arange(start, start + query.shape[1], device=query.device).float()
         steps = torch.floor((positions + 1) / self.config.floor_scale)
-        return (query * (torch.log1p(steps) * self.config.attn_scale + 1)[:, None, None]).to(query.dtype)
+        scales: Tensor = torch.log1p(steps) * self.config.attn_scale + 1
+        return (query * scales[:, None, None]).to(query.dtype)
 
 
 def turned(states: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     """Rotate neighbouring columns of states (1, M, heads, D) by angles (1, M, D / 2), in fp32."""
-    one, other = states.float().unflatten(-1, (-1, 2)).unbind(-1)
+    one, other = states[..., 0::2].float(), states[..., 1::2].float()
     cos, sin = cos[:, :, None], sin[:, :, None]
     return torch.stack((one * cos - other * sin, other * cos + one * sin), -1).flatten(-2).to(states.dtype)
 
