@@ -93,6 +93,7 @@ def _measure(loaded: Any, prompt_tokens: int, new_tokens: int, load_s: float) ->
     loaded.model.forward(prompt[:16], loaded.cache)  # warm up: the first call of every kernel is slower
     loaded.model.forward(prompt[:1], loaded.cache)
     loaded.cache.reset()
+    loaded.model.frequencies.use(prompt_tokens + new_tokens)
     for accelerator in loaded.machine.accelerators.values():
         accelerator.reset_peak()
     began = time.perf_counter()

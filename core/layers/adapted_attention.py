@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from core.layers import attention
+from core.layers.adapted_class import adapt_classes
 
 JOINT_NORM, NORMS = "qk_norm", ("q_norm", "k_norm")
 
@@ -98,9 +99,6 @@ def adapt(root: Any) -> None:
     """Give the modules of a tree that are of such a class ours, if the tree uses our attention."""
     if root.config._attn_implementation != attention.NAME:
         return
-    for module in list(root.modules()):
-        if (ours := CLASSES.get(type(module).__name__)) is None:
-            continue
-        module.__class__ = ours
+    for module in adapt_classes(root, CLASSES):
         if (norm := module._modules.pop(JOINT_NORM, None)) is not None:
             module._modules |= {name: type(norm)(norm.eps) for name in NORMS}

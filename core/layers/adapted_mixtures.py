@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from core.layers.adapted_class import adapt_classes
 from core.layers.moe import experts_forward
 
 
@@ -91,6 +92,4 @@ CLASSES: dict[str, type[nn.Module]] = {
 
 def adapt(root: Any) -> None:
     """Give the modules of a tree that are of such a class ours."""
-    for module in root.modules():
-        if (ours := CLASSES.get(type(module).__name__)) is not None:
-            module.__class__ = ours
+    adapt_classes(root, CLASSES)

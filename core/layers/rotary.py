@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
+from core.layers.adapted_angles import SCALE, ScaledAngles, scales_of
 from core.startup.torch_threads import one_thread
 
 FREQUENCIES = "inv_freq"
@@ -46,7 +47,8 @@ def longest_short(config: Any) -> int:
 
 
 class FrequencySets:
-    """The two sets of frequencies (longrope) of a model's rotary modules, and which one its passes use.
+    """The two sets of frequencies (longrope) of a model's rotary modules, or two factors of their angles' cosines and
+    sines, and which one its passes use.
 
     transformers chooses by a pass's last position. A long text that is read in parts would be turned with both sets.
     """
@@ -67,8 +69,11 @@ class FrequencySets:
 
 
 def _sets_of(part: Any) -> Iterator[tuple[nn.Module, str, Tensor, Tensor]]:
-    """Yield a rotary module with its buffer of the short set and both sets, for each type of layer."""
+    """Yield a rotary module with its buffer of the short set and both sets, for each type of layer; or of factors."""
     ways = getattr(part, "rope_type", None)
+    if isinstance(part, ScaledAngles) and (scales := scales_of(part)) is not None:
+        yield part, SCALE, *scales
+        return
     by_type = ways.items() if isinstance(ways, Mapping) else [(None, ways)]
     for kind, way in by_type:
         name = f"{kind}_{SHORT_SET}" if kind else SHORT_SET

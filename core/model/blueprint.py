@@ -18,7 +18,7 @@ from torch import nn
 from torch.overrides import TorchFunctionMode
 
 from core.errors import ModelUnreadable, UnsupportedModel
-from core.layers import adapted_attention, adapted_mixtures
+from core.layers import adapted_angles, adapted_attention, adapted_mixtures
 from core.layers.attention import NAME as ATTENTION
 from core.layers.attention import register as register_attention
 from core.layers.kv_cache import cache_argument, is_usual
@@ -114,8 +114,8 @@ def module_tree(config: Any, dtype: torch.dtype) -> Any:
                 raise _no_model(error) from error
     if obstacle:
         log.info("%s has its own attention (%s): %s", config.model_type, attention, obstacle)
-    adapted_mixtures.adapt(module)
-    adapted_attention.adapt(module)
+    for room in (adapted_mixtures, adapted_attention, adapted_angles):
+        room.adapt(module)
     module.tie_weights()
     return module.eval().requires_grad_(False)
 

@@ -193,6 +193,7 @@ ATTENTION_FAMILIES: dict[str, dict[str, Any]] = {
     "glm4": _COMMON | _GQA | {"head_dim": 16},
     "glm": _COMMON | _GQA | {"head_dim": 16},
     "ernie4_5": _COMMON | _GQA | {"head_dim": 16},
+    "phimoe": _COMMON | _GQA | {"num_local_experts": 4, "num_experts_per_tok": 2},
     "hunyuan_v1_dense": _COMMON | _GQA | {"head_dim": 16},
 }
 

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from core.commands import bench
 from core.generation import generate, speculation
 from core.layers.kv_parking import usable
 from core.model.blueprint import config_from
@@ -24,12 +25,18 @@ LONG: dict[str, Any] = {
 }  # fmt: skip
 
 
+SCALES = {"short_mscale": 1.1, "long_mscale": 1.4}
+"""Of Phi-3.5 MoE: what multiplies the angles' cosines and sines in short and in long texts; the same in published
+ones."""
+
+
 def stretched(folder: Path, scaling: dict[str, Any], family: str = "llama") -> Path:
     make_model(family, folder, max_position_embeddings=2048)
     content = json.loads((folder / "config.json").read_text("utf-8"))
     del content["rope_parameters"]
+    scaling = scaling | SCALES if family == "phimoe" else scaling
     content |= {"rope_theta": 10000.0, "rope_scaling": scaling}
-    if family == "phi3":
+    if family in ("phi3", "phimoe"):
         content["original_max_position_embeddings"] = scaling["original_max_position_embeddings"]
     (folder / "config.json").write_text(json.dumps(content), encoding="utf-8")
     return folder
@@ -43,7 +50,7 @@ def test_two_sets_of_frequencies_on_the_first_load(length: int, tmp_path: Path) 
     assert GreedyPath(folder).tokens(prompt, 40) == reference_tokens(folder, prompt, 40)
 
 
-@pytest.mark.parametrize("family", ["phi3", "llama"])
+@pytest.mark.parametrize("family", ["phi3", "phimoe", "llama"])
 def test_turns_across_the_original_length_are_those_of_transformers(family: str, tmp_path: Path) -> None:
     """Phi-3 reads its text anew where it becomes long; others go on, and a later turn is read anew."""
     folder = stretched(tmp_path, {"type": "longrope", **LONG}, family)
@@ -55,14 +62,23 @@ def test_turns_across_the_original_length_are_those_of_transformers(family: str,
     assert first == reference_tokens(folder, prompt, 40)
 
 
+@pytest.mark.parametrize("family", ["phi3", "phimoe"])
 def test_a_long_text_is_read_in_parts_with_one_set_of_frequencies(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    family: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(generate, "PREFILL_CHUNK", 16)
-    folder = stretched(tmp_path, {"type": "longrope", **LONG}, "phi3")
+    folder = stretched(tmp_path, {"type": "longrope", **LONG}, family)
     path, prompt = GreedyPath(folder), random_prompt(190)
     assert path.tokens(prompt, 24) == reference_tokens(folder, prompt, 24)
     assert path.tokens(prompt[:60], 24) == reference_tokens(folder, prompt[:60], 24)
+
+
+@pytest.mark.parametrize("chunk", [16, 512])
+def test_the_reply_that_is_measured_is_that_of_a_chat(chunk: int, tmp_path: Path) -> None:
+    loaded = loaded_model(write_tokenizer(stretched(tmp_path, {"type": "longrope", **LONG}, "phi3")))
+    loaded.plan = replace(loaded.plan, prefill_chunk=chunk)
+    prompt = bench._prompt(loaded, 190)
+    assert list(bench._measure(loaded, 190, 24, 0.0).tokens) == reference_tokens(tmp_path, prompt, 24)
 
 
 def test_the_read_part_of_a_long_text_is_no_short_text(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -77,7 +93,7 @@ def test_the_read_part_of_a_long_text_is_no_short_text(tmp_path: Path, monkeypat
     assert path.tokens(prompt[:90], 24) == reference_tokens(folder, prompt[:90], 24)
 
 
-@pytest.mark.parametrize("family", ["phi3", "llama"])
+@pytest.mark.parametrize("family", ["phi3", "phimoe", "llama"])
 def test_drafts_end_where_a_text_becomes_long(family: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     draft_long(monkeypatch)
     monkeypatch.setattr(speculation, "WORTHWHILE", 0.0)  # drafts never rest, however long they took
