@@ -20,12 +20,12 @@ JOINT_NORM, NORMS = "qk_norm", ("q_norm", "k_norm")
 class HalfAngles(nn.Module):
     """Makes one angle for each pair of columns."""
 
-    inv_freq: Tensor
+    original_inv_freq: Tensor
     attention_scaling: float
 
     def forward(self, x: Tensor, position_ids: Tensor) -> tuple[Tensor, Tensor]:
         """Positions (1, M) -> cos and sin (1, M, D / 2) in fp32, on the device of x."""
-        angles = position_ids[..., None].float() * self.inv_freq.to(x.device, torch.float32)
+        angles = position_ids[..., None].float() * self.original_inv_freq.to(x.device, torch.float32)
         return angles.cos() * self.attention_scaling, angles.sin() * self.attention_scaling
 
 

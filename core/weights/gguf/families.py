@@ -89,6 +89,17 @@ SHARED_EXPERTS = {
     "ffn_gate_shexp": "mlp.shared_experts.gate_proj", "ffn_up_shexp": "mlp.shared_experts.up_proj",
     "ffn_down_shexp": "mlp.shared_experts.down_proj", "exp_probs_b": "mlp.gate.e_score_correction_bias*",
 }  # fmt: skip
+LLAMA4 = ATTENTION | {
+    "ffn_norm": "post_attention_layernorm", "ffn_gate": "feed_forward.gate_proj", "ffn_up": "feed_forward.up_proj",
+    "ffn_down": "feed_forward.down_proj", "ffn_gate_inp": "feed_forward.router",
+    "ffn_gate_exps": "feed_forward.experts.gate_up_proj*", "ffn_up_exps": "feed_forward.experts.gate_up_proj*",
+    "ffn_down_exps": "feed_forward.experts.down_proj*", "ffn_gate_shexp": "feed_forward.shared_expert.gate_proj",
+    "ffn_up_shexp": "feed_forward.shared_expert.up_proj", "ffn_down_shexp": "feed_forward.shared_expert.down_proj",
+}  # fmt: skip
+LLAMA4_CONFIG = CONFIG | {
+    "feed_forward_length": "intermediate_size_mlp", "expert_feed_forward_length": "intermediate_size",
+    "expert_count": "num_local_experts", "expert_used_count": "num_experts_per_tok",
+}  # fmt: skip
 POST_NORMS = {
     "post_attention_norm": "post_attention_layernorm", "post_ffw_norm": "post_feedforward_layernorm",
 }  # fmt: skip
@@ -160,6 +171,7 @@ DEEPSEEK = {
 
 FAMILIES: dict[str, Family] = {
     "llama": Family("llama", CONFIG, DENSE, HEADS, more=(read.rope, read.biases)),
+    "llama4": Family("llama4_text", LLAMA4_CONFIG, LLAMA4, more=(read.rope, read.llama4), experts_turned=True),
     "qwen2": Family("qwen2", CONFIG, DENSE),
     "qwen3": Family("qwen3", CONFIG, DENSE),
     "qwen2moe": Family(

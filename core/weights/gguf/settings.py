@@ -9,6 +9,7 @@ from typing import Any
 Config = dict[str, Any]
 SIGMOID = 2
 """The `expert_gating_func` of a sigmoid router."""
+MAVERICKS_EXPERTS = 128
 
 STANDS_STILL = 1e20
 """A RoPE factor this large means that the frequency does not rotate."""
@@ -83,6 +84,16 @@ def _yarn(file: Reading, factor: float, original: int) -> Config:
 def not_truncated(_: Reading, config: Config) -> None:
     """Disable `truncate`: gpt-oss scales RoPE without rounding the bounds."""
     config["rope_parameters"]["truncate"] = False
+
+
+def llama4(file: Reading, config: Config) -> None:
+    """Set the layers with experts, and what llama.cpp assumes: norms of queries and keys unless there are as many
+    experts as in Maverick, and chunks and layers without positions unless the file says that it has no window."""
+    layers = range(config["num_hidden_layers"])
+    config["moe_layers"] = [layer for layer in layers if f"blk.{layer}.ffn_gate_inp.weight" in file.tensors]
+    config["use_qk_norm"] = config.get("num_local_experts") != MAVERICKS_EXPERTS
+    if file.get("attention.sliding_window") == 0:
+        config |= {"no_rope_layers": [1 for _ in layers], "attention_chunk_size": None}
 
 
 def gemma3_rope(file: Reading, config: Config) -> None:

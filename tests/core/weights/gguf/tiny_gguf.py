@@ -13,6 +13,7 @@ from transformers import AutoModelForCausalLM
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
 from tests.core.weights.gguf.tiny_delta_net import qwen3_next, qwen35
+from tests.core.weights.gguf.tiny_gemma4 import gemma4_settings
 
 VOCABULARY = 320
 SPREAD = 0.3
@@ -35,6 +36,10 @@ _LLAMA3 = {
     "rope_type": "llama3", "rope_theta": 10000.0, "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
     "original_max_position_embeddings": 64,
 }  # fmt: skip
+_LLAMA4: dict[str, Any] = {
+    "num_hidden_layers": 4, "num_local_experts": 4, "intermediate_size_mlp": 64, "head_dim": 16,
+    "tie_word_embeddings": False,
+}  # fmt: skip
 _FALCON: dict[str, Any] = {"intermediate_size": 256, "tie_word_embeddings": False}
 _GEMMA4: dict[str, Any] = {
     "head_dim": 16,
@@ -48,6 +53,14 @@ _GEMMA4: dict[str, Any] = {
 MODELS: dict[str, tuple[str, str, dict[str, Any]]] = {
     "llama": ("llama", "llama", {"tie_word_embeddings": True}),
     "llama-3.1": ("llama", "llama", {"rope_parameters": _LLAMA3}),
+    "llama4": ("llama4", "llama4_text", _LLAMA4 | {"rope_parameters": _LLAMA3}),
+    "llama4-maverick": (
+        "llama4", "llama4_text",
+        _LLAMA4 | {"num_local_experts": 128, "use_qk_norm": False, "interleave_moe_layer_step": 2},
+    ),
+    "llama4-dense": (
+        "llama4", "llama4_text", _LLAMA4 | {"moe_layers": [], "no_rope_layers": [1] * 4, "attention_chunk_size": None},
+    ),
     "mistral": ("llama", "mistral", {"sliding_window": None}),
     "qwen2": ("qwen2", "qwen2", {}),
     "qwen3": ("qwen3", "qwen3", {"head_dim": 16}),
@@ -117,7 +130,8 @@ KEYS: dict[str, str] = {
     "n_group": "expert_group_count", "topk_group": "expert_group_used_count",
     "linear_conv_kernel_dim": "ssm.conv_kernel", "linear_key_head_dim": "ssm.state_size",
     "linear_num_key_heads": "ssm.group_count", "linear_num_value_heads": "ssm.time_step_rank",
-    "sliding_window": "attention.sliding_window", "intermediate_size": "feed_forward_length",
+    "sliding_window": "attention.sliding_window", "intermediate_size_mlp": "feed_forward_length",
+    "intermediate_size": "feed_forward_length", "interleave_moe_layer_step": "interleave_moe_layer_step",
     "ffn_hidden_size": "feed_forward_length",
 }  # fmt: skip
 FLOATS: dict[str, str] = {
@@ -133,6 +147,8 @@ GEMMA4 = {
     "router.scale": "ffn_gate_inp.scale",
     "per_expert_scale": "ffn_down_exps.scale",
 }
+TURNED = ("gpt-oss", "llama4")
+"""Models whose experts transformers stores as (inputs, outputs)."""
 SHORT = {"experts.gate_up_proj": "ffn_gate_up_exps", "experts.down_proj": "ffn_down_exps"}
 Tensors = dict[str, Tensor]
 
@@ -262,7 +278,7 @@ def laid_out(name: str, key: str, value: Tensor, config: Any) -> Iterator[tuple[
         yield f"blk.{layer}.exp_probs_b.bias", value
     elif part.endswith("self_attn.sinks"):
         yield f"blk.{layer}.attn_sinks.weight", value
-    elif name.startswith(("llama", "mistral", "granite")) or name == "olmo":
+    elif name.startswith(("llama", "mistral", "granite", "olmo")) and MODELS[name][0] not in ("llama4", "olmo2"):
         yield "", _pairs(part, value, config)
     elif name.startswith("qwen35"):
         yield from qwen35(f"blk.{layer}", part, value, config)
@@ -292,7 +308,7 @@ def _pairs(part: str, value: Tensor, config: Any) -> Tensor:
 
 def _experts(block: str, part: str, value: Tensor, name: str) -> Iterator[tuple[str, Tensor]]:
     suffix = ".bias" if part.endswith("_bias") else ".weight"
-    turned = name == "gpt-oss" and suffix == ".weight"
+    turned = name.startswith(TURNED) and suffix == ".weight"
     value = value.transpose(1, 2).contiguous() if turned else value
     if "down_proj" in part:
         yield f"{block}.ffn_down_exps{suffix}", value
@@ -343,34 +359,17 @@ def _settings(writer: Any, config: Any, architecture: str, name: str) -> None:
     head = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
     writer.add_uint32(prefix("rope.dimension_count"), int(head * theta.get("partial_rotary_factor", 1.0)))
     if architecture == "gemma4":
-        _gemma4_settings(writer, config, prefix)
+        gemma4_settings(writer, config, prefix)
         return
+    if architecture == "llama4":
+        writer.add_uint32(prefix("expert_feed_forward_length"), config.intermediate_size)
+        if config.attention_chunk_size is None:
+            writer.add_uint32(prefix("attention.sliding_window"), 0)
     if name == "gpt-oss":
         writer.add_string(prefix("rope.scaling.type"), "yarn")
         writer.add_float32(prefix("rope.scaling.factor"), rope["factor"])
         writer.add_uint32(prefix("rope.scaling.original_context_length"), rope["original_max_position_embeddings"])
     _more_settings(writer, config, prefix, head)
-
-
-def _gemma4_settings(writer: Any, config: Any, prefix: Callable[[str], str]) -> None:
-    layers = [config.per_layer_config[layer] for layer in range(config.num_hidden_layers)]
-    slides = [kind == "sliding_attention" for kind in config.layer_types]
-    first_shared = config.num_hidden_layers - config.num_kv_shared_layers
-    width = config.intermediate_size
-    writer.add_array(prefix("attention.sliding_window_pattern"), slides)
-    writer.add_array(prefix("attention.head_count_kv"), [layer.num_key_value_heads for layer in layers])
-    if config.use_double_wide_mlp:
-        wide = [width * (1 + (layer >= first_shared)) for layer in range(config.num_hidden_layers)]
-        writer.add_array(prefix("feed_forward_length"), wide)
-    else:
-        writer.add_uint32(prefix("feed_forward_length"), width)
-    writer.add_uint32(prefix("attention.shared_kv_layers"), config.num_kv_shared_layers)
-    writer.add_uint32(prefix("embedding_length_per_layer_input"), config.hidden_size_per_layer_input)
-    writer.add_uint32(prefix("attention.key_length"), layers[slides.index(False)].head_dim)
-    writer.add_uint32(prefix("attention.key_length_swa"), layers[slides.index(True)].head_dim)
-    writer.add_float32(prefix("rope.freq_base_swa"), config.rope_parameters["sliding_attention"]["rope_theta"])
-    if config.enable_moe_block:
-        writer.add_uint32(prefix("expert_used_count"), config.top_k_experts)
 
 
 def _more_settings(writer: Any, config: Any, prefix: Callable[[str], str], head: int) -> None:
