@@ -1,13 +1,14 @@
 """Routers of MoE layers as one call of our library for few rows; each is verified against its own forward.
 
-A router is a module beside an experts module with one vector per expert: as its own parameter or, in Gemma 4, in a
-linear after a norm.
+A router is a module beside an experts module with one vector per expert: as its own parameter, in a linear or, in
+Gemma 4, in a linear after a norm.
 """
 
 from __future__ import annotations
 
 import inspect
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import replace
 from itertools import product
 from operator import is_
@@ -76,7 +77,7 @@ def _routers(root: nn.Module) -> Iterator[tuple[Any, RouterParts, Passed]]:
     for block in root.modules():
         counts = {child.num_experts for child in block.children() if moe.TOGETHER in vars(child)}
         for child in block.children() if counts else ():
-            parts, passed = _plain(child) or _behind_norm(child), _passed(block, child)
+            parts, passed = _plain(child) or _in_linear(child) or _behind_norm(child), _passed(block, child)
             if parts is None or passed is None or parts.weight.shape[0] not in counts or not _choices(child):
                 continue
             yield child, replace(parts, correction=_floats(passed[0])) if passed else parts, passed
@@ -102,13 +103,33 @@ def _choices(router: Any) -> int:
 def _plain(router: Any) -> RouterParts | None:
     """Return the parts of a router that holds the vectors itself; None if it is not one."""
     weight = router._parameters.get("weight")
-    held = {name for name, _ in (*router.named_parameters(), *router.named_buffers())}
-    usual = held <= {"weight", "bias", CORRECTION} and not list(router.children())
+    corrections = _corrections(router)
+    usual = {name for name, _ in _held(router)} <= {"weight", "bias", *corrections} and len(corrections) <= 1
     if not usual or weight is None or weight.dim() != 2 or weight.device.type != "cpu":
         return None
-    numbers = _numbers(weight.detach())
-    bias, correction = (_floats(getattr(router, name, None)) for name in ("bias", CORRECTION))
-    return None if numbers is None else RouterParts(numbers, bias, correction)
+    numbers, bias = _numbers(weight.detach()), _floats(getattr(router, "bias", None))
+    return None if numbers is None else RouterParts(numbers, bias, next(iter(corrections.values()), None))
+
+
+def _held(router: nn.Module) -> list[tuple[str, Tensor]]:
+    return [*router.named_parameters(), *router.named_buffers()]
+
+
+def _corrections(router: nn.Module) -> dict[str, Tensor]:
+    """Return the corrections (experts,) by name: ERNIE's is in a module of its own."""
+    found = {name: tensor for name, tensor in _held(router) if name.rpartition(".")[2] == CORRECTION}
+    return {name: tensor.detach().float().flatten() for name, tensor in found.items()}
+
+
+def _in_linear(router: Any) -> RouterParts | None:
+    """Return the parts of a router that consists of a linear; None if it is not one."""
+    children, corrections = list(router.children()), _corrections(router)
+    linear = children[0] if len(children) == 1 else None
+    if not isinstance(linear, HostLinear) or {name for name, _ in _held(router)} - corrections.keys():
+        return None
+    if linear.bias is not None or linear.host.weight.order is not None or len(corrections) > 1:
+        return None
+    return RouterParts(linear.host.weight, correction=next(iter(corrections.values()), None))
 
 
 def _behind_norm(router: Any) -> RouterParts | None:
@@ -135,10 +156,7 @@ def _recognised(
     if experts > MOST_EXPERTS:
         return None
     x = _inputs(columns, dtype, TRIED_ROWS * (1 if _groups(router) == 1 else TRIED_OF_GROUPS))
-    try:
-        own = router(x, *passed)
-    except MISFITS:
-        return None
+    own = _result(router, x, passed)
     if not (isinstance(own, tuple) and len(own) == 3 and own[1].shape == own[2].shape == (len(x), _choices(router))):
         return None
     expected, best, most = _dense(own[1], own[2], experts), None, SAME_ROWS
@@ -152,6 +170,14 @@ def _recognised(
         if most == 1:
             break
     return best
+
+
+def _result(router: Any, x: Tensor, passed: Passed) -> Any:
+    """Return what the router makes of rows (M, K), or of (1, M, K) if it takes only those; None if of neither."""
+    for given in (x, x[None]):
+        with suppress(*MISFITS):
+            return router(given, *passed)
+    return None
 
 
 def _numbers(own: Tensor) -> QuantizedWeight | None:

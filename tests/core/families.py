@@ -154,6 +154,14 @@ EXPERT_FAMILIES: dict[str, dict[str, Any]] = {
         "topk_method": "group_limited_greedy", "first_k_dense_replace": 1, "n_shared_experts": 1,
         "routed_scaling_factor": 1.5,
     },
+    # Routers with a correction in a module of its own, and with a linear.
+    "ernie4_5_moe": _COMMON | _GQA | {
+        "head_dim": 16, "moe_num_experts": 4, "moe_k": 2, "moe_intermediate_size": 48, "moe_layer_start_index": 1,
+        "moe_num_shared_experts": 1,
+    },
+    "afmoe": _COMMON | _GQA | _MOE | {
+        "head_dim": 16, "num_experts": 4, "num_dense_layers": 1, "sliding_window": 24, "num_shared_experts": 1,
+    },
     "gemma4_text": _COMMON | _GQA | _FOUR | {
         "head_dim": 16, "sliding_window": 24, "enable_moe_block": True, "num_experts": 4, "top_k_experts": 2,
         "moe_intermediate_size": 48, "hidden_size_per_layer_input": 0, "vocab_size_per_layer_input": VOCABULARY,

@@ -1,4 +1,4 @@
-"""Llama 4 through classes of ours: transformers' tokens, and nothing read of the experts that no token chose."""
+"""Mixtures through classes of ours: transformers' tokens, and nothing read of the experts that no token chose."""
 
 from __future__ import annotations
 
@@ -9,6 +9,8 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load, save_file
+from transformers import AutoModelForImageTextToText
+from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
 from core.events import LoadOptions
 from core.kernels.native_abi import instruction_sets
@@ -17,8 +19,8 @@ from core.layers.fused_forward import FusedForward
 from core.layers.fused_mixtures import FusedMixture
 from core.layers.trials import random_rows
 from core.spec import Format
-from tests.core.families import make_model, reference_tokens
-from tests.core.greedy import GreedyPath, random_prompt
+from tests.core.families import VOCABULARY, make_model, reference_tokens, save_random
+from tests.core.greedy import GreedyPath, random_prompt, transformers_tokens
 from tests.core.layers.fused import count_own, forwards
 from tests.core.layers.test_expert_families import round_weights, store_in_bf16
 
@@ -55,6 +57,30 @@ def test_each_token_may_choose_several_experts(tmp_path: Path) -> None:
     path, prompt = path_of(tmp_path, num_experts_per_tok=2), random_prompt(40)
     assert not forwards(path.module, FusedMixture)
     assert path.tokens(prompt, TOKENS) == reference_tokens(tmp_path, prompt, TOKENS)
+
+
+STEP: dict[str, Any] = {
+    "vocab_size": VOCABULARY, "hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 4,
+    "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 16, "n_routed_experts": 4,
+    "num_experts_per_tok": 2, "moe_intermediate_size": 48, "share_expert_dim": 48, "sliding_window": 24,
+    "layer_types": ["full_attention", "sliding_attention"] * 2, "mlp_layer_types": ["dense", *["sparse"] * 3],
+    "swiglu_limits": [0.0, 0.0, 0.4, 0.0], "max_position_embeddings": 1024, "bos_token_id": 1, "eos_token_id": 2,
+    "pad_token_id": 0, "rope_parameters": {
+        kind: {"rope_type": "default", "rope_theta": 1e4} for kind in ("full_attention", "sliding_attention")
+    },
+}  # fmt: skip
+EYES = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 1, "num_attention_heads": 2, "image_size": 28}
+
+
+def test_a_loop_over_experts_is_planned_and_computed_like_any_mixture(tmp_path: Path) -> None:
+    """Step 3.7, whose third layer limits what its experts make of gate and up."""
+    torch.manual_seed(0)
+    config = CONFIG_MAPPING["step3p7"](text_config=STEP, vision_config=EYES)
+    model = AutoModelForImageTextToText.from_config(config, dtype=torch.float32).eval()
+    save_random(model, tmp_path)
+    path, prompt = GreedyPath(tmp_path), random_prompt(40)
+    assert sum(bool(moe.linears_of(module)) for module in path.module.modules()) == 3
+    assert path.tokens(prompt, TOKENS) == transformers_tokens(model, prompt, TOKENS)
 
 
 def blocks_of(folder: Path, format: Format) -> list[Any]:

@@ -32,6 +32,9 @@ pytestmark = pytest.mark.skipif(not instruction_sets(), reason="the package was 
 CORRECTED = ("lfm2_moe", "minimax_m2")
 """Families whose routers are passed their correction, which is zero in new models."""
 FAMILIES = ("mixtral", "qwen3_moe", "qwen3_next", "gpt_oss", "deepseek_v3", "llama4_text", *EXPERT_FAMILIES, *CORRECTED)
+FAMILIES += ("hunyuan_v1_moe",)
+SEVERAL = {"hunyuan_v1_moe": {"num_experts": 4, "moe_topk": 2}}
+"""Settings of the families whose tiny models have one expert otherwise."""
 TOKENS = 48
 EXACT = {bucket(rows): "widened-fp32" for rows in (MOST_FEW + 1, 1000)}
 """The kernels for many rows, which do not round inputs to the weight's type."""
@@ -85,8 +88,8 @@ def count_few(module: Any, attribute: str, counted: list[int]) -> None:
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_the_same_tokens_as_transformers(family: str, tmp_path: Path) -> None:
-    make_model(family, tmp_path)
-    if family in CORRECTED:
+    make_model(family, tmp_path, **SEVERAL.get(family, {}))
+    if family in (*CORRECTED, "afmoe"):
         vary_vectors(tmp_path)
     round_weights(tmp_path)
     prompt = random_prompt(40)
