@@ -34,14 +34,14 @@ def adapt(root: Any) -> None:
     """Give the modules of a tree that make such angles our class."""
     for module in adapt_classes(root, {"PhimoeRotaryEmbedding": ScaledAngles}):
         scales = scales_of(module)
-        short = torch.tensor(module.attention_scaling) if scales is None else scales[0]
+        short = torch.tensor([module.attention_scaling]) if scales is None else scales[0]
         module.register_buffer(SCALE, short, persistent=False)
 
 
 def scales_of(module: ScaledAngles) -> tuple[Tensor, Tensor] | None:
-    """Return the factors () of short and of long texts; None if all texts have the same."""
+    """Return the factors [1] of short and of long texts; None if all texts have the same."""
     said = module.config.rope_parameters
     if said["rope_type"] == "default":
         return None
-    short, long = (torch.tensor(float(said[name])) for name in SCALES)
+    short, long = (torch.tensor([float(said[name])]) for name in SCALES)
     return short, long

@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
+import random
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from core.__main__ import main
 from core.commands import bench
 from core.generation import generate, speculation
 from core.layers.kv_parking import usable
 from core.model.blueprint import config_from
 from core.model.language_model import ForwardStopped
-from tests.core.families import make_model, reference_tokens
+from tests.core.families import VOCABULARY, make_model, reference_tokens
 from tests.core.greedy import OPTIONS, GreedyPath, loaded_model, random_prompt
 from tests.core.runtime.drafted import draft_long, said
 from tests.core.tiny_tokenizer import write_tokenizer
@@ -73,12 +76,27 @@ def test_a_long_text_is_read_in_parts_with_one_set_of_frequencies(
     assert path.tokens(prompt[:60], 24) == reference_tokens(folder, prompt[:60], 24)
 
 
-@pytest.mark.parametrize("chunk", [16, 512])
-def test_the_reply_that_is_measured_is_that_of_a_chat(chunk: int, tmp_path: Path) -> None:
-    loaded = loaded_model(write_tokenizer(stretched(tmp_path, {"type": "longrope", **LONG}, "phi3")))
-    loaded.plan = replace(loaded.plan, prefill_chunk=chunk)
-    prompt = bench._prompt(loaded, 190)
-    assert list(bench._measure(loaded, 190, 24, 0.0).tokens) == reference_tokens(tmp_path, prompt, 24)
+def test_the_reply_that_is_measured_is_that_of_a_chat(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Its prompt becomes long in its second pass."""
+    scaling = {"type": "longrope", **LONG, "original_max_position_embeddings": 550}
+    folder, draw = write_tokenizer(stretched(tmp_path, scaling, "phi3")), random.Random(bench.SEED)
+    given = [
+        "--prompt-tokens",
+        "600",
+        "--new-tokens",
+        "8",
+        "--context",
+        "1024",
+        "--threads",
+        "1",
+        "--format",
+        "bf16",
+        "--json",
+    ]
+    assert main(["bench", str(folder), *given]) == 0
+    found = json.loads(capsys.readouterr().out.splitlines()[-1])
+    expected = reference_tokens(tmp_path, [draw.randrange(VOCABULARY) for _ in range(600)], 8)
+    assert found["output_sha256"] == hashlib.sha256(repr(tuple(expected)).encode()).hexdigest()
 
 
 def test_the_read_part_of_a_long_text_is_no_short_text(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
