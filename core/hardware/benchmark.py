@@ -143,8 +143,9 @@ def measure_gpu(accelerator: Accelerator, cpu: CpuRates) -> GpuRates:
     )
     copiers = _copiers(accelerator, cpu.threads)
     link, work = LinkLoad(accelerator, SLOT_BYTES, copiers), CpuLoad(cpu.table, "bf16")
-    piece_s = _piece_s(accelerator, link, copiers)
-    alone = COPY_BYTES / (link.seconds() - link.chunks * piece_s)
+    piece_s, whole_s = _piece_s(accelerator, link, copiers), link.seconds()
+    # A thread that was held up while the small pieces were timed must not make the rate negative.
+    alone = COPY_BYTES / max(whole_s - link.chunks * piece_s, whole_s / 2)
     before = work.rate(TOGETHER_S / 2)
     copying, computing = _together(link, work)
     link.close()
