@@ -1,9 +1,11 @@
 import json
+import sys
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -73,8 +75,14 @@ def test_rates_are_plausible(machine: Hardware) -> None:
     assert 1e6 < machine.disk_bytes_s < 1e12
 
 
-def test_a_layer_in_one_call_with_others_takes_a_fraction_of_what_python_takes(machine: Hardware) -> None:
-    assert 0 < machine.cpu.run_s < (machine.cpu.layer_s + 7 * machine.cpu.call_s) / 3
+@pytest.mark.skipif(sys.platform == "win32", reason="a thread's time is counted in steps of 16 ms there")
+def test_a_layer_in_one_call_with_others_takes_a_fraction_of_what_python_takes(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """In the thread's own time: on a busy machine most calls also wait for a core."""
+    monkeypatch.setattr(call_overhead, "time", SimpleNamespace(perf_counter=time.thread_time))
+    overheads = call_overhead.Overheads(lambda: None)
+    assert 0 < overheads.run_s() < (overheads.layer_s() + 7 * overheads.call_s()) / 3
 
 
 def test_without_our_library_it_takes_all_of_it(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -363,8 +363,8 @@ class _Handler(BaseHTTPRequestHandler):
                 spans[number] = (start, start + sent)
                 raise
             sent += len(part)
-            if self.double.rate:
-                self.double.over.wait(chunk / self.double.rate)
+            if rate := self.double.rate:  # a test may set it meanwhile
+                self.double.over.wait(chunk / rate)
 
     def _entry(self, repo: Repo) -> dict[str, Any]:
         return {
