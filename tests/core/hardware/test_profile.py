@@ -22,6 +22,7 @@ from core.hardware.cpu_info import cpu_info, on_battery, ram
 from core.hardware.doctor import findings, software
 from core.hardware.machine import open_machine
 from core.hardware.profile import PROFILE_FILE, forget, measured_machine, refreshed, rescaled
+from core.hardware.workloads import LinkLoad
 from core.kernels.autotune import KernelTable
 from core.planning.planner import place
 from core.spec import Budget, Hardware
@@ -110,7 +111,12 @@ def test_a_simulated_card_is_measured_like_a_real_one(machine: Hardware) -> None
 
 
 def test_no_rate_is_negative_where_a_thread_was_held_up(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(benchmark, "_piece_s", lambda *_: 10.0)
+    class HeldUp(LinkLoad):
+        def seconds(self) -> float:
+            """Return much more for small pieces."""
+            return super().seconds() * (100 if self.chunks > benchmark.COPY_BYTES // benchmark.SLOT_BYTES else 1)
+
+    monkeypatch.setattr(benchmark, "LinkLoad", HeldUp)
     device = SimulatedAccelerator(Simulation(256 * MIB, 2e9))
     assert 0 < benchmark.measure_gpu(device, benchmark.measure_cpu()).link.staged < 1e12
     device.close()
