@@ -294,8 +294,9 @@ class LayerRun:
         return y
 
     def _kept(self, cache: Any) -> list[Any]:
-        """Return the layers' KV cache layers; [] if the cache is not ours."""
-        return [cache.layers[layer.index] for layer in self._layers] if isinstance(cache, KVCache) else []
+        """Return the layers' KV cache layers; [] if they are not all ours."""
+        kept = [cache.layers[layer.index] for layer in self._layers] if isinstance(cache, KVCache) else []
+        return kept if all(isinstance(one, PreallocatedLayer) for one in kept) else []
 
     def _suit(self, kept: Sequence[Any], x: Tensor) -> bool:
         """Return whether keys and values are stored as our library expects."""

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
+from transformers.cache_utils import DynamicLayer
 
 from core.errors import ModelFailed
 from core.kernels.native_abi import instruction_sets
@@ -224,6 +225,19 @@ def test_a_cache_of_another_kind_is_updated_layer_by_layer(
     cache = KVCache(path.module.config, 256)
     for layer in cache.layers:
         layer.home = torch.device("cpu")
+    assert logits(path, cache).equal(expected)
+    assert not made
+
+
+def test_a_layer_of_the_cache_that_is_the_models_own_is_updated_by_the_layer(
+    tmp_path: Path, calls: Iterator[list[tuple[int, int]]]
+) -> None:
+    """As in Unlimited-OCR, whose window keeps what it refers to."""
+    path, made = load("llama", tmp_path, num_hidden_layers=LAYERS), next(calls)
+    expected = logits(path, KVCache(path.module.config, 256))
+    made.clear()
+    cache = KVCache(path.module.config, 256)
+    cache.layers[1] = DynamicLayer()
     assert logits(path, cache).equal(expected)
     assert not made
 
