@@ -26,7 +26,7 @@ BOOKS: dict[tuple[int, ...], int] = {E2M1: 0, IQ4: 1, NF4: 2}
 TYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
 INSTRUCTION_SETS = {"avx512vnni": 3, "avxvnni": 2, "avx2": 1, "neon": 4}
 """Best first, with the library's numbers."""
-VERSION = 30
+VERSION = 31
 """ABI version; must match `hetegen_version` in dispatch.c."""
 PATTERNS = ("_native*.so", "_native*.pyd", "_native*.dll", "_native*.dylib")
 
@@ -45,7 +45,7 @@ _CALLS: dict[str, tuple[type[ctypes._SimpleCData[int]] | None, list[type]]] = {
         None,
         [_INT, _LONG, _ADDRESS, _ADDRESS, _LONG, _LONG, _ADDRESS, _INT, _ADDRESS, _INT],
     ),
-    "hetegen_rms_norm": (None, [_INT, _ADDRESS, _INT, _LONG, _LONG, _ADDRESS, _FLOAT, _INT, _ADDRESS, _INT]),
+    "hetegen_rms_norm": (None, [_INT, _ADDRESS, _INT, _LONG, _LONG, _ADDRESS, _FLOAT, _INT, _INT, _ADDRESS, _INT]),
     "hetegen_encode": (
         None,
         [_INT, _INT, _ADDRESS, _INT, _LONG, _LONG, _LONG, _ADDRESS, _LONG, _ADDRESS, _LONG, _INT],

@@ -32,7 +32,7 @@ LAYER_TYPES = (torch.float32, torch.bfloat16)
 class NormFields(ctypes.Structure):
     """Mirrors `NormOf` in norms.h."""
 
-    _fields_ = (*addresses("gain"), *reals("eps"), *numbers("rounded", "columns"))
+    _fields_ = (*addresses("gain"), *reals("eps"), *numbers("rounded", "columns", "centred"))
 
 
 class _Layer(ctypes.Structure):
@@ -40,7 +40,8 @@ class _Layer(ctypes.Structure):
 
     _fields_ = (
         *numbers("hidden", "heads", "kv_heads", "dim", "inner", "activation"),
-        *numbers("turned", "neighbours", "turns_first", "turns_exactly", "gated", "head_gated", "borrows", "side"),
+        *numbers("turned", "neighbours", "turns_first", "turns_exactly", "gated", "head_gated", "parallel"),
+        *numbers("borrows", "side"),
         *reals("residual", "factor", "softcap"),
         *weights(qkv=4, out=1, gate_up=2, down=1, side_gate=1, side_out=1),
         *(("biases", ADDRESS * 4), ("norms", NormFields * NORMS)),
@@ -49,21 +50,24 @@ class _Layer(ctypes.Structure):
 
 @dataclass(frozen=True, eq=False)
 class NormParts:
-    """An RMS norm with the arguments of `NativeLibrary.rms_norm`."""
+    """An RMS norm with the arguments of `NativeLibrary.rms_norm`; `centred`: a layer norm."""
 
     gain: Tensor
     eps: float
     rounded: bool
+    centred: bool = False
 
 
 class Turning(NamedTuple):
     """How the rotary embedding rotates: `columns` of a head (None = all), neighbouring ones together or those half of
-    them apart, in the states' type or in fp32 (`exact`), after the norms of q and k or before them (`first`)."""
+    them apart, in the states' type or in fp32 (`exact`), after the norms of q and k or before them (`first`).
+    `in_order`: neighbouring columns have angles in the order of columns."""
 
     columns: int | None = None
     neighbours: bool = False
     exact: bool = False
     first: bool = False
+    in_order: bool = False
 
 
 USUAL_TURNING = Turning()
@@ -89,7 +93,8 @@ class LayerParts:
     number a head for that. `biases` (N,): of the first four weights, in the layer's type. `norms`: before and after
     attention, before and after the gated part, then of q, k and v, per head or over all heads, and after the side part.
 
-    `lent_heads`: heads of the keys and values that the layer reads from another one's cache; then k and v have no rows.
+    `parallel`: the gated part reads what attention reads. `lent_heads`: heads of the keys and values that the layer
+    reads from another one's cache; then k and v have no rows.
     """
 
     dim: int
@@ -104,6 +109,7 @@ class LayerParts:
     head_gates: QuantizedWeight | None = None
     lent_heads: int = 0
     side: SideWeights | None = None
+    parallel: bool = False
 
     @property
     def kv_heads(self) -> int:
@@ -144,10 +150,11 @@ class LayerParts:
         return shapes == expected and whole_heads and sized and typed and heads and all(by_head) and self._extras_fit()
 
     def _extras_fit(self) -> bool:
-        """Return whether a side input follows a gated part, and borrowed states replace plain projections."""
+        """Return whether a side input follows a gated part, which alone may be parallel, and borrowed states replace
+        plain projections."""
         plain = not self.lent_heads or (self.head_gates is None and self.weights[1].shape[0] == 0)
         if self.side is None or len(self.weights) == 4:
-            return plain and self.side is None
+            return plain and self.side is None and (len(self.weights) > 4 or not self.parallel)
         columns, hidden = self.side.gate.shape
         return plain and self.side.out.shape == (hidden, columns) and hidden == self.weights[0].shape[1]
 
@@ -201,7 +208,8 @@ class NativeLayer:
 def _fields(parts: LayerParts, heads: int, kv_heads: int, turned: int) -> _Layer:
     q, k, v, out, *gated = parts.weights
     fields = _Layer(hidden=q.shape[1], heads=heads, kv_heads=kv_heads, dim=parts.dim, residual=parts.residual)
-    fields.turned, fields.neighbours, fields.gated = turned, parts.turning.neighbours, parts.gated
+    fields.turned, fields.neighbours = turned, parts.turning.neighbours + parts.turning.in_order
+    fields.gated, fields.parallel = parts.gated, parts.parallel
     fields.turns_first, fields.turns_exactly = parts.turning.first, parts.turning.exact
     fields.factor, fields.softcap, fields.borrows = parts.factor, parts.softcap, bool(parts.lent_heads)
     made = rows_of(*(one for one in (q, k, v, parts.head_gates) if one is not None))
@@ -224,4 +232,6 @@ def _addresses(tensors: Sequence[Tensor | None]) -> ctypes.Array[ctypes.c_void_p
 
 def norm_fields(norm: NormParts | None) -> NormFields:
     """Return the library's fields of a norm; the caller must keep its gain alive."""
-    return NormFields() if norm is None else NormFields(norm.gain.data_ptr(), norm.eps, norm.rounded, len(norm.gain))
+    if norm is None:
+        return NormFields()
+    return NormFields(norm.gain.data_ptr(), norm.eps, norm.rounded, len(norm.gain), norm.centred)

@@ -189,16 +189,16 @@ class NativeLibrary:
             return [out.view(m, -1)]
         return [own.view(m, -1) for own in out.split_with_sizes([m * rows for rows in parts.rows])]
 
-    def rms_norm(self, x: Tensor, gain: Tensor, eps: float, rounded: bool) -> Tensor:  # noqa: FBT001  the library's own
+    def rms_norm(self, x: Tensor, gain: Tensor, eps: float, *, rounded: bool, centred: bool = False) -> Tensor:
         """Return x / sqrt(mean(x^2) + eps) * gain over the last dimension, in x's shape and type.
 
         `x` is (..., K), contiguous; `gain` is (K,) of fp32. `rounded`: round to x's type before multiplying with the
-        gain.
+        gain. `centred`: subtract the mean from x first.
         """
         out = torch.empty_like(x)
         self._rms_norm(
             self._isa, x.data_ptr(), TYPES[x.dtype], x.numel() // gain.numel(), gain.numel(), gain.data_ptr(), eps,
-            rounded, out.data_ptr(), _threads_for(x.nbytes),
+            rounded, centred, out.data_ptr(), _threads_for(x.nbytes),
         )  # fmt: skip
         return out
 

@@ -43,8 +43,11 @@ from core.offload.host_weight import common_library
 
 TRIED_FACTOR = 0.75
 """A trial value of the scalar that may multiply a layer's result, to reveal it."""
-PAIRINGS = ((False, False), (False, True), (True, False), (True, True))
-"""Which columns the rotary embedding pairs, and whether in fp32, as in `Turning`."""
+PAIRINGS = (
+    Turning(), Turning(exact=True), Turning(neighbours=True), Turning(neighbours=True, exact=True),
+    Turning(neighbours=True, exact=True, in_order=True),
+)  # fmt: skip
+"""Which columns the rotary embedding pairs, with which angles, and whether in fp32."""
 PLACE = "layer_idx"
 TRIED_SIZES = (0.02, 0.5, 10.0)
 """Scales of the trial rows: small ones show everything that a layer adds."""
@@ -201,7 +204,7 @@ def _turnings(attention: Any) -> list[Turning]:
     columns = [*([some] if 0 < some < attention.head_dim and some % 2 == 0 else []), attention.head_dim]
     orders = (False, True) if {*HEAD_NORMS} <= {*named(attention)} else (False,)
     makes = product(columns, PAIRINGS, orders)
-    return [*(Turning(count, *pairing, first) for count, pairing, first in makes), Turning(0)]
+    return [*(pairing._replace(columns=count, first=first) for count, pairing, first in makes), Turning(0)]
 
 
 def _fused(layer: Any, libraries: Libraries, make: Make, rest: AfterAttention | None) -> FusedForward:

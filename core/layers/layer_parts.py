@@ -30,10 +30,13 @@ from core.layers.projections import (
 )
 
 PARTS = {"self_attn", "mlp"}
+PARALLEL = ("input_layernorm", "", "", "")
+"""The norms of a layer whose MLP reads what attention reads (Cohere)."""
 NORMS: dict[frozenset[str], tuple[str, ...]] = {
     frozenset(name for name in roles if name): roles
     for roles in (
         ("input_layernorm", "", "post_attention_layernorm", ""),
+        PARALLEL,
         ("input_layernorm", "post_attention_layernorm", "pre_feedforward_layernorm", "post_feedforward_layernorm"),
         ("", "post_attention_layernorm", "", "post_feedforward_layernorm"),
         ("input_layernorm", "post_attention_layernorm", "", "post_feedforward_layernorm"),
@@ -128,6 +131,7 @@ def parts_of(layer: Any, make: Make) -> LayerParts:
         next((one.weight for one in of_head_gates(attention)), None),
         lent_heads(attention, projections[3].linear.host.columns // attention.head_dim),
         SideWeights(*(one.weight for one in sided)) if sided else None,
+        NORMS[frozenset(children_of(layer).keys() - PARTS)] is PARALLEL,
     )
 
 

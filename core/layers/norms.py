@@ -1,4 +1,4 @@
-"""RMS norms in one call of our library instead of torch's seven small operations.
+"""RMS norms, and layer norms without a bias, in one call of our library instead of torch's seven small operations.
 
 Every architecture has its own class for the same few lines. Modules are recognised by trying: one is replaced only if
 ours gives the same results as its own forward with its own weight. On a device the module's own forward runs.
@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Iterator
+from itertools import product
 from typing import Any
 
 import torch
@@ -26,12 +27,11 @@ SAME_ROUNDING = 0.99
 class NativeRMSNorm(nn.Module):
     """Replaces `original`, and calls it for inputs that are not handled here."""
 
-    def __init__(self, original: nn.Module, library: NativeLibrary, gain: Tensor, eps: float, *, rounded: bool) -> None:
-        """`gain` (K,) in fp32; `rounded`: to the input's type before the multiplication with the gain."""
+    def __init__(self, original: nn.Module, library: NativeLibrary, parts: NormParts) -> None:
         super().__init__()
         self.original = original
         self.dtype = next(original.parameters()).dtype
-        self.parts = NormParts(gain, eps, rounded)
+        self.parts = parts
         self._compute = library.rms_norm
 
     @property
@@ -43,7 +43,8 @@ class NativeRMSNorm(nn.Module):
         """(..., K) -> (..., K)."""
         if args or kwargs or x.device.type != "cpu" or x.dtype is not self.dtype or not x.is_contiguous():
             return self.original(x, *args, **kwargs)
-        return self._compute(x, self.parts.gain, self.parts.eps, self.parts.rounded)
+        parts = self.parts
+        return self._compute(x, parts.gain, parts.eps, rounded=parts.rounded, centred=parts.centred)
 
 
 def adopt(root: nn.Module) -> None:
@@ -69,7 +70,7 @@ def recognise(module: nn.Module, library: NativeLibrary) -> NativeRMSNorm | None
         expected = module(x)
     except MISFITS:  # it does not take (M, K), or also takes a gate
         return None
-    same = (one for one in _candidates(module, weight, library) if _agree(one(x), expected))
+    same = (one for one in _candidates(module, weight, library) if _agree(one(x), expected, centred=one.parts.centred))
     return next(same, None)
 
 
@@ -87,7 +88,7 @@ def without_gain(module: nn.Module, columns: int, dtype: torch.dtype) -> NormPar
         return None
     floats = [value for value in vars(module).values() if isinstance(value, float)]
     candidates = (NormParts(gain, eps, rounded) for eps in floats for rounded in (True, False))
-    same = (one for one in candidates if _agree(library.rms_norm(x, gain, one.eps, one.rounded), expected))
+    same = (one for one in candidates if _agree(library.rms_norm(x, gain, one.eps, rounded=one.rounded), expected))
     return next(same, None)
 
 
@@ -104,14 +105,14 @@ def _may_be_norm(module: nn.Module) -> bool:
 def _candidates(module: nn.Module, weight: Tensor, library: NativeLibrary) -> Iterator[NativeRMSNorm]:
     """Yield candidates: any float attribute of the module may be the epsilon."""
     for eps in {value for value in vars(module).values() if isinstance(value, float)}:
-        for offset in (0.0, 1.0):
-            for rounded in (True, False):
-                yield NativeRMSNorm(module, library, weight.float() + offset, eps, rounded=rounded)
+        for centred, offset, rounded in product((False, True), (0.0, 1.0), (True, False)):
+            yield NativeRMSNorm(module, library, NormParts(weight.float() + offset, eps, rounded, centred))
 
 
-def _agree(found: Tensor, expected: Any) -> bool:
+def _agree(found: Tensor, expected: Any, *, centred: bool = False) -> bool:
     if not is_like(found, expected):
         return False
     eps = torch.finfo(found.dtype).eps
-    close = torch.allclose(found.float(), expected.float(), rtol=8 * eps, atol=0)
+    # What lies near the mean has lost digits before.
+    close = torch.allclose(found.float(), expected.float(), rtol=8 * eps, atol=8 * eps if centred else 0)
     return close and rounds_alike(found, expected, SAME_ROUNDING)

@@ -172,6 +172,13 @@ EXPERT_FAMILIES: dict[str, dict[str, Any]] = {
 # soft caps.
 ATTENTION_FAMILIES: dict[str, dict[str, Any]] = {
     "exaone4": _COMMON | _GQA | _FOUR | {"sliding_window": 24, "sliding_window_pattern": 2},
+    "cohere2": _COMMON
+    | _GQA
+    | {
+        "head_dim": 16,
+        "sliding_window": 24,
+        "layer_types": ["sliding_attention", "full_attention", "sliding_attention"],
+    },
     "ministral3": _COMMON
     | _GQA
     | {

@@ -24,7 +24,7 @@ EXPORT void hetegen_copy(void *to, const void *from, int64_t bytes);
 EXPORT void hetegen_copy_rows(void *to, const void *from, int64_t rows, int64_t bytes, int64_t stride);
 /* norm.c */
 EXPORT void hetegen_rms_norm(int isa, const void *x, int type, int64_t rows, int64_t columns, const float *gain,
-                             float eps, int rounded, void *out, int threads);
+                             float eps, int rounded, int centred, void *out, int threads);
 /* attention.c: addresses of keys and values, and of their unpacked recent part if they are packed. */
 typedef struct {
     void *k, *v, *recent_k, *recent_v;

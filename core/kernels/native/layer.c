@@ -23,11 +23,12 @@
 typedef struct {
     int64_t hidden, heads, kv_heads, dim, inner, activation;
     int64_t turned;        /* columns of a head that the rotary embedding rotates */
-    int64_t neighbours;    /* it rotates neighbouring columns together, instead of those half of `turned` apart */
+    int64_t neighbours;    /* it rotates neighbouring columns (2: with angles in that order), not those half of it apart */
     int64_t turns_first;   /* before the norms of q and k */
     int64_t turns_exactly; /* in fp32 also with angles of fewer bits */
     int64_t gated; /* each head of q is followed by a gate, whose sigmoid multiplies the attention of that head */
     int64_t head_gated; /* behind v, a number for each head, whose sigmoid does */
+    int64_t parallel; /* the gated part reads what attention reads, instead of the sum */
     int64_t borrows; /* only queries are made: keys and values are another layer's */
     int64_t side;    /* columns of the side input; 0 = none */
     double residual; /* factor of what attention and the gated part add to the states */
@@ -220,10 +221,10 @@ EXPORT void hetegen_layer_end(int isa, const Layer *l, const void *x, int type, 
     int64_t inner = most(l->inner, l->side);
     uint8_t *gate = taken(&at, 2 * size_of(&r, inner)), *up = gate + size_of(&r, l->inner);
     Rest rest = {prepared, added, spare, gate, taken(&at, size_of(&r, inner))};
-    const Loops *loops = loops_of(isa);
     attend(&r, l, x, &attended, sum, seen, added, spare, prepared, at);
-    product(&r, 2, l->gate_up, normed(&r, &l->before_mlp, sum, l->hidden, spare), l->hidden, prepared, gate);
-    loops->gate(gate, up, rest.open, r.m * l->inner, l->activation, type);
+    const NormOf *before = l->parallel ? &l->before_attention : &l->before_mlp;
+    product(&r, 2, l->gate_up, normed(&r, before, l->parallel ? x : sum, l->hidden, spare), l->hidden, prepared, gate);
+    loops_of(isa)->gate(gate, up, rest.open, r.m * l->inner, l->activation, type);
     product(&r, 1, l->down, rest.open, l->inner, prepared, added);
     add_normed(&r, l, &l->after_mlp, sum, added, spare, out);
     if (l->side) add_side(&r, l, &given, out, &rest);

@@ -7,7 +7,7 @@
 /* The rotary embedding: which columns of a head, with which angles. */
 typedef struct {
     const void *cos, *sin; /* [turned] */
-    int64_t dim, turned, neighbours;
+    int64_t dim, turned, neighbours; /* neighbours: as in Layer */
     int angles; /* their type */
     int stored; /* the type in which torch stores products: fp32 with fp32 angles, or if the model widens its states */
 } Turn;
@@ -25,12 +25,14 @@ INLINE void turn_pair(void *x, const Turn *t, int64_t low, int64_t high, int64_t
 }
 
 /* Apply the rotary embedding to x [count][dim] in place, in the first `turned` columns. Neighbours share the angle of
- * the first half. */
+ * the first half, or have angles in the order of columns. */
 INLINE void turn_heads(void *x, int64_t count, const Turn *t, const int type, const int angles, const int stored) {
     int64_t half = t->turned / 2;
     for (int64_t at = 0; at < count * t->dim; at += t->dim) {
         if (t->neighbours) {
-            for (int64_t i = 0; i < half; i++) turn_pair(x, t, at + 2 * i, at + 2 * i + 1, i, i, type, angles, stored);
+            int64_t step = t->neighbours == 2 ? 2 : 1;
+            for (int64_t i = 0; i < half; i++)
+                turn_pair(x, t, at + 2 * i, at + 2 * i + 1, step * i, step * i + step - 1, type, angles, stored);
             continue;
         }
         SIMD

@@ -153,7 +153,7 @@ EXPORT void hetegen_route(int isa, const Router *r, const void *x, int type, int
                           float *shares, void *scratch, int threads) {
     float row[MOST_EXPERTS];
     uint8_t *normed = scratch, *rest = normed + normed_bytes(r, type, m);
-    if (r->gain) hetegen_rms_norm(isa, x, type, m, r->hidden, r->gain, (float)r->eps, 1, normed, 1);
+    if (r->gain) hetegen_rms_norm(isa, x, type, m, r->hidden, r->gain, (float)r->eps, 1, 0, normed, 1);
     score(isa, r, r->gain ? normed : x, type, m, scores, rest, threads);
     for (int64_t i = 0; i < m; i++) {
         float *own = scores + i * r->experts;

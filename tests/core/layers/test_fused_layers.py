@@ -30,13 +30,13 @@ from core.spec import Format
 from tests.core.families import make_model, reference_tokens
 from tests.core.greedy import GreedyPath, random_prompt
 from tests.core.layers.fused import PROMPT, count_own, forwards, load
-from tests.core.layers.test_expert_families import round_weights, store_in_bf16
+from tests.core.layers.test_expert_families import round_weights, store_in_bf16, vary_vectors
 from tests.core.tiny_tokenizer import write_tokenizer
 
 pytestmark = pytest.mark.skipif(not instruction_sets(), reason="the package was built without a compiler")
 FUSED = ("llama", "mistral", "qwen2", "qwen3", "gemma3_text", "olmo2", "mixtral", "qwen3_moe", "gpt_oss")
 FUSED += ("granite", "granitemoe", "qwen2_moe", "glm4_moe", "phi3", "smollm3", "exaone4")
-FUSED += ("glm", "glm4", "ernie4_5", "hunyuan_v1_dense", "ministral3", "gemma2", "llama4_text")
+FUSED += ("glm", "glm4", "ernie4_5", "hunyuan_v1_dense", "ministral3", "gemma2", "cohere2", "llama4_text")
 PARTLY = {"lfm2": [False, True, False], "lfm2_moe": [False, True, False], "lfm3": [False, True, False]}
 PARTLY |= {family: [False, False, False, True] for family in ("qwen3_next", "qwen3_5_text", "qwen3_5_moe_text")}
 """Families with layers of several kinds, and which of them are fused."""
@@ -98,6 +98,7 @@ def test_the_same_logits_as_with_the_layers_own_forward(
         ("qwen3_5_text", Turning()),
         ("lfm3", Turning(exact=True)),
         ("llama4_text", Turning(neighbours=True, exact=True, first=True)),
+        ("cohere2", Turning(neighbours=True, exact=True, in_order=True)),
     ],
 )
 def test_every_instruction_set_computes_a_layer_of_odd_sizes(
@@ -154,6 +155,23 @@ def test_queries_are_scaled_where_the_model_scales_them(tmp_path: Path) -> None:
     assert all(fused(path))
     assert path.tokens(prompt, 20) == expected
     assert own.count(1) == 9 * len(layers_of(path)), "each token behind the position"
+
+
+@pytest.mark.parametrize(("family", "changes"), [("cohere", {"use_qk_norm": False}), ("cohere2", {})])
+def test_an_mlp_beside_attention_gives_the_tokens_of_transformers(
+    family: str, changes: dict[str, Any], tmp_path: Path
+) -> None:
+    make_model(family, tmp_path, **changes)
+    round_weights(tmp_path)
+    vary_vectors(tmp_path)
+    prompt = random_prompt(40)
+    expected = reference_tokens(tmp_path, prompt, 40)
+    path = GreedyPath(tmp_path)
+    store_in_bf16(path.module)
+    own = count_own(forwards(path.module, FusedForward))
+    assert all(fused(path))
+    assert path.tokens(prompt, 40) == expected
+    assert 1 not in own
 
 
 def test_a_pass_past_transformers_forward_heeds_scaled_queries(tmp_path: Path) -> None:
