@@ -7,6 +7,7 @@ such layers, and back after the last one. Long prompts still use these layers sp
 
 from __future__ import annotations
 
+import inspect
 import time
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any
@@ -83,6 +84,7 @@ class CpuForward:
     """The forward of a layer on the CPU. `stays`: the next layer runs there, too."""
 
     def __init__(self, fused: FusedForward, luggage: HostActivations, inputs: SharedInputs, *, stays: bool) -> None:
+        self.__signature__ = inspect.signature(fused.own)  # captured runs name the arguments that come without a name
         self._fused = fused
         self._luggage = luggage
         self._inputs = inputs

@@ -14,15 +14,19 @@ DENSE_GROUPS, EXPERT_GROUPS = (3, 1, 2, 1), (3, 1, 1, 1)
 `layers.fused_layers` computes."""
 JOINED_GROUPS = ((1, 1, 1, 1), (3, 1, 1, 1))
 """The same where gate and up are one linear, and perhaps q, k and v another."""
+PARALLEL_GROUPS = (5, 1, 1)
+"""Gate and up read what q, k and v read (Cohere)."""
+SIDED_GROUPS, LENT_GROUPS = (*DENSE_GROUPS, 1, 1), (1, 1, 2, 1, 1, 1)
+"""Two linears are around an input of the layer's own, and those without k and v read another layer's (Gemma 4)."""
 OWN_CALLS = 2
 """Native calls of a layer in no run: before and after its attention, or its recurrence and the rest."""
 
 
 def in_runs(spec: ModelSpec) -> frozenset[int]:
     """Return the layers that one native call computes together with their neighbours."""
-    makes = {True: EXPERT_GROUPS, False: DENSE_GROUPS}
+    makes = {True: (EXPERT_GROUPS,), False: (DENSE_GROUPS, PARALLEL_GROUPS, SIDED_GROUPS, LENT_GROUPS)}
     chosen = _with_experts(spec)
-    usual = {layer for layer, groups in spec.layer_groups.items() if groups == makes[layer in chosen]}
+    usual = {layer for layer, groups in spec.layer_groups.items() if groups in makes[layer in chosen]}
     return frozenset(usual | _with_joined_linears(spec))
 
 
@@ -34,8 +38,9 @@ def in_own_calls(spec: ModelSpec) -> frozenset[int]:
 
 
 def all_in_runs(spec: ModelSpec) -> bool:
-    """Return whether the CPU can compute all layers in runs, also entirely beside a device."""
-    return 0 < spec.layers == len(in_runs(spec))
+    """Return whether the CPU can compute all layers in runs, also entirely beside a device: there, each has its own
+    keys and values."""
+    return 0 < spec.layers == len(in_runs(spec)) and LENT_GROUPS not in spec.layer_groups.values()
 
 
 def called_apart(spec: ModelSpec) -> frozenset[int]:

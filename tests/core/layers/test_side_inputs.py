@@ -21,6 +21,9 @@ from core.layers.fused_forward import FusedForward, Make, one_by_one
 from core.layers.kv_cache import KVCache
 from core.layers.layer_parts import parts_of
 from core.model.blueprint import decoder_layers
+from core.model.model_source import open_source
+from core.model.trace import survey
+from core.planning.native_layers import all_in_runs, in_runs
 from core.spec import Format
 from tests.core.families import VOCABULARY, make_model, reference_tokens
 from tests.core.greedy import GreedyPath, random_prompt
@@ -141,6 +144,16 @@ def test_every_instruction_set_computes_a_layer_of_odd_sizes(
     # Both read inputs quantised to 8 bits, which may fall on either side of a rounding step; norms behind the layer's
     # parts enlarge such a step.
     assert (found - expected).abs().max() <= 0.02 * (expected - x).abs().max()
+
+
+def test_the_planner_knows_such_layers(tmp_path: Path) -> None:
+    shared = survey(open_source(make_model("gemma4_text", tmp_path / "shared", **E2B)).module)
+    assert in_runs(shared) == {*range(LAYERS)}
+    assert not all_in_runs(shared), "beside a device, ours computes no layers that share keys and values"
+    apart = survey(
+        open_source(make_model("gemma4_text", tmp_path / "apart", **(E2B | {"num_kv_shared_layers": 0}))).module
+    )
+    assert all_in_runs(apart)
 
 
 def test_states_are_lent_only_if_ours_computes_all_that_share_them(tmp_path: Path) -> None:
