@@ -8,6 +8,7 @@ import os
 import shutil
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from io import BytesIO, TextIOWrapper
@@ -50,6 +51,13 @@ def sound(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def folder(sound: Path, tmp_path: Path) -> Path:
     """Provide a valid model folder that a test may damage."""
     return Path(shutil.copytree(sound, tmp_path / "model"))
+
+
+@pytest.fixture
+def folder_for_all(sound: Path) -> Iterator[Path]:
+    """Provide one outside of pytest's folder, which the next pytest that starts takes back from other users."""
+    with tempfile.TemporaryDirectory() as place:
+        yield Path(shutil.copytree(sound, Path(place) / "model"))
 
 
 @pytest.fixture(scope="module")
@@ -359,7 +367,8 @@ def test_config_naming_code_of_its_own_is_run_by_ours(engine: Engine, folder: Pa
     ("name", "words"),
     [(".", "may not be read"), ("config.json", "Permission denied"), (WEIGHTS, "Permission denied")],
 )
-def test_what_may_not_be_read_is_named_as_such(name: str, words: str, engine: Engine, folder: Path) -> None:
+def test_what_may_not_be_read_is_named_as_such(name: str, words: str, engine: Engine, folder_for_all: Path) -> None:
+    folder = folder_for_all
     *_, _loaded = engine.load(folder, ONE_THREAD)  # all imports are done now
     (folder / name).chmod(0)
     with _as_nobody(folder):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -333,8 +334,17 @@ NOBODY = 65534
 
 
 @pytest.fixture
-def read_only(cache: Cache) -> Iterator[Callable[[], None]]:
+def cache_for_all() -> Iterator[Cache]:
+    """Provide a cache outside of pytest's folder, which the next pytest that starts takes back from other users."""
+    with tempfile.TemporaryDirectory() as folder:
+        yield Cache(Path(folder) / "hub")
+
+
+@pytest.fixture
+def read_only(cache_for_all: Cache) -> Iterator[Callable[[], None]]:
     """Make the cache read-only until the end of the test, also for root, by changing to the user nobody."""
+
+    cache = cache_for_all
 
     def set_modes(mode: int) -> None:
         for path in [cache.root, *(path for path in cache.root.rglob("*") if path.is_dir())]:
@@ -356,22 +366,22 @@ def read_only(cache: Cache) -> Iterator[Callable[[], None]]:
 
 @pytest.mark.skipif(os.name == "nt", reason="Windows has no read-only folders")
 def test_read_only_cache_is_said(
-    hub: Double, client: Client, cache: Cache, manner: DownloadOptions, read_only: Callable[[], None]
+    hub: Double, client: Client, cache_for_all: Cache, manner: DownloadOptions, read_only: Callable[[], None]
 ) -> None:
-    cache.root.mkdir(parents=True)
+    cache_for_all.root.mkdir(parents=True)
     read_only()
     with pytest.raises(DownloadFailed, match="may only be read") as caught:
-        get(client, cache, manner)
+        get(client, cache_for_all, manner)
     assert caught.value.next_step == "Choose another folder for models."
 
 
 @pytest.mark.skipif(os.name == "nt", reason="Windows has no read-only folders")
 def test_whole_model_in_a_read_only_cache_is_fine(
-    hub: Double, client: Client, cache: Cache, manner: DownloadOptions, read_only: Callable[[], None]
+    hub: Double, client: Client, cache_for_all: Cache, manner: DownloadOptions, read_only: Callable[[], None]
 ) -> None:
-    get(client, cache, manner)
+    get(client, cache_for_all, manner)
     read_only()
-    result = get(client, cache, manner)
+    result = get(client, cache_for_all, manner)
     assert (result.complete, result.downloaded_bytes) == (True, 0)
 
 
