@@ -113,7 +113,9 @@ def _lower_priority() -> None:
     """Give the window and inference priority over download threads."""
     if sys.platform == "linux":
         # Linux accepts a thread's id here; elsewhere this would slow down the whole process.
-        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), NICENESS)
+        own = threading.get_native_id()
+        if os.getpriority(os.PRIO_PROCESS, own) < NICENESS:  # raising it is refused
+            os.setpriority(os.PRIO_PROCESS, own, NICENESS)
 
 
 def _raise_first(futures: list[Future[None]]) -> None:

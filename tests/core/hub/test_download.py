@@ -477,6 +477,21 @@ def test_stop_ends_a_silent_connection_at_once(
     timer.join()
 
 
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="threads have no priority of their own there")
+def test_a_program_of_a_low_priority_stays_there(
+    client: Client, cache: Cache, manner: DownloadOptions, whole: Check, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Users may lower the priority of their programs, but not raise it."""
+
+    def refused(*_: int) -> None:
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(os, "getpriority", lambda *_: 15)
+    monkeypatch.setattr(os, "setpriority", refused)
+    get(client, cache, manner)
+    whole()
+
+
 def test_rate_limit_is_shared(hub: Double, client: Client, cache: Cache, files: dict[str, bytes]) -> None:
     size = sum(len(files[name]) for name in NEEDED)
     started = time.monotonic()
