@@ -382,7 +382,7 @@ def test_real_process_exits_with_one(name: str, folder: Path, repository: Path) 
     damage, _, words = (BROKEN | UNANSWERED)[name]
     damage(folder)
     command = [sys.executable, "-m", "core", "chat", "--model", str(folder), "--prompt", "hello", "--threads", "1"]
-    ran = subprocess.run(command, cwd=repository, capture_output=True, text=True, timeout=120, encoding="utf-8")
+    ran = subprocess.run(command, cwd=repository, capture_output=True, text=True, timeout=250, encoding="utf-8")
     assert ran.returncode == 1
     assert ran.stderr.splitlines() == [line for line in ran.stderr.splitlines() if line.startswith("error: ")]
     assert len(ran.stderr.splitlines()) == 1

@@ -93,7 +93,7 @@ def loaded_peak(model: str, **changes: object) -> dict[str, int]:
     """Load in another process; return its peak of private bytes, and the plan's prediction `told`."""
     run = subprocess.run(
         [sys.executable, "-c", LOAD, model, json.dumps(changes)],
-        capture_output=True, text=True, check=True, timeout=120,
+        capture_output=True, text=True, check=True, timeout=250,
     )  # fmt: skip
     found: dict[str, int] = json.loads(run.stdout.splitlines()[-1])
     return found
