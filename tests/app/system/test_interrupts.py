@@ -11,6 +11,9 @@ from tests.app.conftest import LONG_MS
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="a process cannot send these signals there")
 PROGRAM = """
 import signal, sys
+for kind in (signal.SIGTERM, signal.SIGHUP):
+    signal.signal(kind, signal.SIG_DFL)  # whatever started the tests may ignore them
+signal.signal(signal.SIGINT, getattr(signal, sys.argv[2]))
 from PySide6.QtCore import QCoreApplication
 from app.system.interrupts import Interrupts
 qt = QCoreApplication([])
@@ -27,9 +30,9 @@ KINDS = [signal.SIGINT, signal.SIGTERM] if sys.platform == "win32" else [signal.
 
 
 @contextmanager
-def program(way: str, before: str = "") -> Iterator[subprocess.Popen[str]]:
-    """Start a program whose window closes when it is asked to, or hangs; `before`: code that its starter runs."""
-    command = [sys.executable, "-c", before + PROGRAM, way]
+def program(way: str, interrupts: str = "SIG_DFL") -> Iterator[subprocess.Popen[str]]:
+    """Start a program whose window `closes` or `hangs` when asked to. `interrupts`: what Ctrl+C does at its start."""
+    command = [sys.executable, "-c", PROGRAM, way, interrupts]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
         try:
             yield process
@@ -44,7 +47,7 @@ def line(process: subprocess.Popen[str]) -> str:
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_the_window_is_asked_to_close(kind: signal.Signals) -> None:
-    with program("closes", "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)\n") as process:
+    with program("closes") as process:
         assert line(process) == "here"
         process.send_signal(kind)
         assert line(process) == "asked"
@@ -61,7 +64,7 @@ def test_a_second_signal_ends_a_program_that_hangs() -> None:
 
 
 def test_a_signal_that_the_starter_ignores_stays_ignored() -> None:
-    with program("closes", "import signal; signal.signal(signal.SIGINT, signal.SIG_IGN)\n") as process:
+    with program("closes", "SIG_IGN") as process:
         assert line(process) == "here"
         process.send_signal(signal.SIGINT)
         process.send_signal(signal.SIGTERM)
