@@ -6,7 +6,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Protocol
 
+from core.errors import HeteGenError
 from core.events import Event, Failed, Finished, Loaded, LoadOptions, Stop, Unloaded
+from core.hub.installed import default_cache, find_installed
 from core.server.backend import Work, model_id
 
 
@@ -39,6 +41,7 @@ class AnyModel(OneModel):
     def __init__(self, engine: Loader, first: Loaded, source: str | Path | None, options: LoadOptions) -> None:
         """`source` and `options`: with which the first model was loaded; others are loaded with the same options."""
         super().__init__(first)
+        self.name = self.first = _listed_as(source) or self.first
         self._engine = engine
         self._source, self._options = source, options
 
@@ -58,3 +61,14 @@ class AnyModel(OneModel):
                 case Failed() | Finished() if self.model is None:
                     self.name = self.first
             yield event
+
+
+def _listed_as(source: str | Path | None) -> str:
+    """Return the id under which a model is listed among the installed ones; "" if it is not one of them.
+
+    A model in GGUF names itself after its file only.
+    """
+    try:
+        return find_installed(str(source or ""), default_cache()).id
+    except HeteGenError:
+        return ""

@@ -11,10 +11,10 @@ import pytest
 
 from core.engine import Engine
 from core.errors import ModelUnreadable
-from core.events import Loaded, Loading, LoadOptions
+from core.events import Loaded, Loading, LoadOptions, never
 from core.paths import builtin_model
 from core.runtime.loader import Opened
-from core.server.engine_thread import EngineThread
+from core.server.engine_thread import EngineThread, models_on_disk
 from core.server.options import ServerOptions
 from core.server.served import AnyModel
 from core.server.server import Server
@@ -104,3 +104,22 @@ def test_a_model_that_breaks_once_the_one_before_is_given_up_is_followed_by_the_
         assert (status, reply["error"]["message"]) == (500, "The disk was unplugged.")
         assert True not in loaded(server).values()
     assert answered(server, "anything") == GUIDE
+
+
+def test_a_first_model_in_gguf_has_the_id_under_which_it_is_listed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Otherwise a client that takes that id from the list would have the model loaded again."""
+    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path))
+    repository, commit = tmp_path / "models--someone--tiny-GGUF", "b" * 40
+    (repository / "snapshots" / commit).mkdir(parents=True)
+    (repository / "snapshots" / commit / "tiny-Q8_0.gguf").write_bytes(b"GGUF")
+    (repository / "refs").mkdir()
+    (repository / "refs" / "main").write_text(commit)
+    engine, model = Engine(), Loaded("tiny-Q8_0", "llama", "int8", 512, 1, 1, 0.1)
+    served = AnyModel(engine, model, "someone/tiny-GGUF", LoadOptions())
+    assert [served.name] == models_on_disk()
+    load = served.loader(served.name)
+    assert load is not None
+    assert not list(load(engine, never)), "it is loaded"
+    assert AnyModel(engine, model, "/a/folder/tiny-Q8_0.gguf", LoadOptions()).name == "tiny-Q8_0"
